@@ -1,0 +1,77 @@
+# Every way to build, try and test the project. `make help` lists them.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMPS := build/stamps
+# BCC belongs to the distribution's Python; the agent runs in any Python from 3.11 on.
+BASE_PYTHON ?= $(shell for p in /usr/bin/python3 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+RUN_PACKAGES := python3-bpfcc linux-libc-dev python3-venv python3-dev gcc libc6-dev
+DEMO_PACKAGES := nginx-light zlib1g-dev util-linux
+TEST_PACKAGES := nginx-light curl openssl zlib1g-dev clang-14 libclang-rt-14-dev bpftool util-linux iproute2
+CORE_SOURCES := $(wildcard agent/core/*.c agent/core/*.h agent/core/*.py agent/core/protocols/*.c \
+	bpf/events.h bpf/protocols.h bpf/classify.h exporters/*.c exporters/*.h exporters/build.py agent/layouts.py)
+FUZZ_SECONDS ?= $(if $(CI),60,10)
+
+.PHONY: help build demo test test-fast lint format fuzz sanitize bench compare clean packages-run
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: packages-run $(STAMPS)/venv ## everything the agent needs: .venv/bin/ebpf-otlp-tracer
+
+demo: build ## nginx before a Python service, traced live (root)
+	@packaging/debian-packages.sh $(DEMO_PACKAGES)
+	@$(PYTHON) -m benchmarks demo
+
+test: build $(STAMPS)/venv-test ## all that must hold: lint, sanitizers, fuzzing, tests (root)
+	@packaging/debian-packages.sh $(TEST_PACKAGES)
+	@command -v node >/dev/null 2>&1 || packaging/debian-packages.sh nodejs
+	@$(MAKE) --no-print-directory lint sanitize fuzz
+	$(PYTHON) -m pytest
+
+test-fast: $(STAMPS)/venv-test ## the tests that need no kernel
+	$(PYTHON) -m pytest -m "not kernel and not slow"
+
+lint: $(STAMPS)/venv-test ## ruff, mypy, who may import whom
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(STAMPS)/venv-test ## ruff's formatter
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+fuzz: $(STAMPS)/venv-test ## parser and stream under libFuzzer, FUZZ_SECONDS each
+	$(PYTHON) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
+
+sanitize: $(STAMPS)/venv-test ## the core's tests on a core built with ASan and UBSan
+	$(PYTHON) -m tests.sanitize
+
+bench: build ## what tracing costs (root, 6 minutes)
+	$(PYTHON) -m benchmarks cost --profile short
+
+compare: build ## this agent beside OpenTelemetry's own instrumentation (root)
+	$(PYTHON) -m benchmarks compare
+
+clean: ## removes what was built
+	rm -rf build $(VENV) *.egg-info agent/core/_core.* exporters/_encode.*.so exporters/_encode.c
+
+packages-run:
+	@packaging/debian-packages.sh $(RUN_PACKAGES)
+
+$(VENV)/bin/python:
+	@test -n "$(BASE_PYTHON)" || { echo "no Python from 3.11 on; hint: make BASE_PYTHON=/path/to/python3"; exit 1; }
+	$(BASE_PYTHON) -m venv $(VENV)
+	$(PYTHON) -m pip install -q -U pip "setuptools>=77" wheel cffi
+
+$(STAMPS)/venv: $(VENV)/bin/python pyproject.toml setup.py $(CORE_SOURCES)
+	@mkdir -p $(STAMPS)
+	$(PYTHON) -m pip install -q --no-build-isolation -e .
+	@touch $@
+
+$(STAMPS)/venv-test: $(STAMPS)/venv
+	$(PYTHON) -m pip install -q --no-build-isolation -e ".[test]"
+	@touch $@
