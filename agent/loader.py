@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles and loads the kernel programs with BCC, hands their descriptors over, and exits.
+
+The only file that imports bcc, which brings 70 MiB of LLVM: so it is a process of its own, and runs under
+whichever Python has BCC. It uses the standard library, agent/btf.py and agent/errors.py, nothing else.
+
+    /usr/bin/python3 agent/loader.py --socket-fd N
+
+reads one JSON object (the configuration, see `constants`) from the socket N and answers with one:
+`{"programs": ..., "maps": ..., "refused": ..., "kernel": ..., "seconds": ...}`, or `{"error", "hint"}`.
+The descriptors follow in order, programs first, in messages of at most FDS_PER_MESSAGE.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import struct
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+if __package__:
+    from agent import btf
+    from agent.errors import AgentError, PrivilegeError
+else:  # run as a script
+    sys.path.insert(0, str(Path(__file__).parent))
+    import btf  # type: ignore[import-not-found, no-redef]
+    from errors import AgentError, PrivilegeError  # type: ignore[import-not-found, no-redef]
+
+BPF_FOLDER = Path(__file__).parent.parent / "bpf"
+FDS_PER_MESSAGE = 200  # the kernel takes 253 (SCM_MAX_FD)
+LOG_BYTES = 16 << 20  # of the verifier; touched only when it refuses
+BPF_MAP_CREATE, BPF_MAP_TYPE_RINGBUF = 0, 27
+SYS_BPF = {"x86_64": 321, "aarch64": 280}
+PROGRAM_TRACEPOINT, PROGRAM_RAW_TRACEPOINT = 5, 17
+
+# Which system calls a program serves. One named raw_X is attached to the raw tracepoint X.
+SENDS = ("write", "writev", "sendto", "sendmsg", "sendfile64")
+TARGETS = {
+    "exit_receive": ("read", "readv", "recvfrom", "recvmsg"),
+    "enter_send": SENDS,
+    "exit_send": SENDS,
+    "exit_accept": ("accept", "accept4"),
+    "exit_connect": ("connect",),
+    "enter_close": ("close",),
+    "enter_close_range": ("close_range",),
+    "exit_dup": ("dup2", "dup3"),
+}
+
+
+def join_includes(path: Path, seen: set[Path] | None = None) -> str:
+    """Text of `path` with its local includes put in place, each once.
+
+    BCC rewrites map calls only in the main file, so it is given one text. The #line marks keep compiler
+    messages pointing at the real file and line.
+    """
+    seen = set() if seen is None else seen
+    seen.add(path)
+    out = [f'#line 1 "{path}"']
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        include = re.match(r'\s*#include "([^"]+)"', line)
+        if include is None:
+            out.append("" if line.strip() == "#pragma once" else line)
+            continue
+        target = path.parent / include[1]
+        if target not in seen:
+            out.append(join_includes(target, seen))
+        out.append(f'#line {number + 1} "{path}"')
+    return "\n".join(out) + "\n"
+
+
+def fields_read(text: str) -> list[tuple[str, str]]:
+    """Every (structure, field) of the kernel that the programs read, for this architecture."""
+    if platform.machine() != "aarch64":
+        text = re.sub(r"#if defined\(__TARGET_ARCH_arm64\).*?#else", "", text, flags=re.DOTALL)
+    named = re.findall(r"\bOFFSET\((\w+), (\w+)\)", text)
+    named += re.findall(r"\b(?:READ|LOAD)\(\w+, [^;]*?, (\w+), (\w+)\)", text)
+    return sorted({pair for pair in named if pair != ("structure", "field")})
+
+
+def programs(text: str) -> list[dict[str, Any]]:
+    """Name, kind and targets of each program in the text, in its order."""
+    found: list[dict[str, Any]] = []
+    for name in re.findall(r"^int (\w+)\(", text, flags=re.MULTILINE):
+        kind, _, rest = name.partition("_")
+        if kind == "raw":
+            found.append({"name": name, "kind": "raw_tracepoint", "targets": [rest]})
+        else:
+            targets = [f"syscalls/sys_{kind}_{call}" for call in TARGETS[name]]
+            found.append({"name": name, "kind": "tracepoint", "targets": targets})
+    return found
+
+
+def constants(config: dict[str, int]) -> dict[str, int]:
+    """The configuration as the constants of the kernel programs; rings are made apart."""
+    ring = config["ring_bytes"]
+    wake = config.get("wake_bytes") or ring // 8
+    return {
+        "EVENTS_BYTES": ring,
+        "WAKE_SHIFT": max(wake.bit_length() - 1, 6),  # the power of two below
+        "ALLOWANCE": config["allowance_bytes"],
+        "TAIL_BYTES": config["tail_bytes"],
+        "CONNECTIONS_MAX": config["connections_max"],
+        "DESCRIPTORS_MAX": config["descriptors_max"],
+        "THREADS_MAX": config["threads_max"],
+        "PROCESSES_MAX": config["processes_max"],
+        "CPUS": possible_cpus(),
+    }
+
+
+def possible_cpus() -> int:
+    """CPUs that may ever be there: the highest number, plus one."""
+    return int(re.split("[-,]", Path("/sys/devices/system/cpu/possible").read_text().strip())[-1]) + 1
+
+
+def ring_create(name: str, size: int) -> int:
+    """A ring buffer map; the size is a power of two and at least a page."""
+    attributes = struct.pack("=IIIIIII16s", BPF_MAP_TYPE_RINGBUF, 0, 0, size, 0, 0, 0, name.encode())
+    buffer = ctypes.create_string_buffer(attributes.ljust(128, b"\0"))
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd: int = libc.syscall(SYS_BPF[platform.machine()], BPF_MAP_CREATE, buffer, 72)
+    if fd >= 0:
+        return fd
+    error = ctypes.get_errno()
+    reason = f"cannot make the ring buffer {name} of {size} bytes: {os.strerror(error)}"
+    if error == 1:
+        raise PrivilegeError(reason, "run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE")
+    raise AgentError(reason, "capture.ring_bytes must be a power of two; ring buffers need Linux 5.8")
+
+
+def header_tree(folder: Path) -> None:
+    """What BCC takes for the kernel's headers: ours, before the UAPI headers of the distribution.
+
+    Only links, but for the version of the running kernel, which BCC gives to the programs.
+    """
+    uapi = Path("/usr/include")
+    machine = f"{platform.machine()}-linux-gnu"
+    asm = next((p for p in (uapi / machine / "asm", uapi / "asm") if (p / "posix_types.h").exists()), None)
+    if asm is None or not (uapi / "linux" / "posix_types.h").exists():
+        raise AgentError(
+            "the kernel's UAPI headers (/usr/include/linux, asm) were not found",
+            "apt install linux-libc-dev (Fedora: dnf install kernel-headers)",
+        )
+    ours = BPF_FOLDER / "headers"
+    include = folder / "include"
+    for path in ours.rglob("*.h"):
+        target = include / path.relative_to(ours)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(path)
+    (include / "uapi").mkdir()
+    for name, target in (("linux", uapi / "linux"), ("asm-generic", uapi / "asm-generic"), ("asm", asm)):
+        (include / "uapi" / name).symlink_to(target)
+    # <uapi/linux/bpf.h> must not be the distribution's; the folder of the architecture is searched first
+    arch = folder / "arch" / {"x86_64": "x86", "aarch64": "arm64"}[platform.machine()] / "include/uapi/linux"
+    arch.mkdir(parents=True)
+    (arch / "bpf.h").symlink_to(ours / "linux" / "bpf.h")
+    major, minor, patch = (int(n) for n in (re.findall(r"\d+", platform.release()) + ["0"] * 3)[:3])
+    (include / "linux" / "version.h").write_text(
+        f"#define LINUX_VERSION_CODE {(major << 16) + (minor << 8) + min(patch, 255)}\n"
+        "#define KERNEL_VERSION(a, b, c) (((a) << 16) + ((b) << 8) + ((c) > 255 ? 255 : (c)))\n"
+    )
+
+
+class NoBccError(AgentError):
+    """This Python has no BCC; another one may."""
+
+
+def import_bcc() -> tuple[Any, Any]:
+    """BCC's class and its C library; the `bcc` of PyPI is another project."""
+    try:
+        from bcc import BPF
+        from bcc.libbcc import lib  # type: ignore[import-not-found, unused-ignore]
+
+        lib.bpf_table_name.restype = ctypes.c_char_p  # which BCC 0.26 leaves at int
+        lib.bpf_table_name.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    except ImportError as error:
+        raise NoBccError(
+            f"BCC is not installed for {sys.executable}: {error}",
+            "apt install python3-bpfcc (Fedora: dnf install python3-bcc); it is not on PyPI",
+        ) from error
+    return BPF, lib
+
+
+def compile_text(text: str, defines: dict[str, int]) -> Any:
+    """The compiled module. BCC writes the compiler's messages to standard error, which is kept for us."""
+    folder = Path(tempfile.mkdtemp(prefix="ebpf-otlp-tracer-headers-"))
+    messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed below, after standard error is back)
+    stderr = os.dup(2)
+    try:
+        header_tree(folder)
+        os.environ["BCC_KERNEL_SOURCE"] = str(folder)
+        bpf, _ = import_bcc()
+        os.dup2(messages.fileno(), 2)
+        flags = [f"-D{name}={value}" for name, value in defines.items()]
+        return bpf(text=text, cflags=[*flags, "-Wno-macro-redefined"])
+    except Exception as error:
+        if isinstance(error, AgentError):
+            raise
+        messages.seek(0)
+        said = messages.read().decode(errors="replace").strip()
+        first = next((line for line in said.splitlines() if "error:" in line), str(error))
+        raise AgentError(f"cannot compile {BPF_FOLDER / 'agent.bpf.c'}: {first}", said[-2000:]) from error
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        messages.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def load_program(lib: Any, module: Any, name: str, kind: str) -> tuple[int, str]:
+    """(descriptor, "") or (-1, why): the error and the verifier's last lines."""
+    number = PROGRAM_TRACEPOINT if kind == "tracepoint" else PROGRAM_RAW_TRACEPOINT
+    code = name.encode()
+    start, size = lib.bpf_function_start(module, code), lib.bpf_function_size(module, code)
+    licence, version = lib.bpf_module_license(module), lib.bpf_module_kern_version(module)
+    log = ctypes.create_string_buffer(LOG_BYTES)
+    # Level 0: the log is written by a second try, after a refusal. Without a buffer BCC would make its own,
+    # try again for each size of it (10 s), and print it all.
+    fd = lib.bcc_func_load(module, number, code, start, size, licence, version, 0, log, LOG_BYTES, None, -1)
+    if fd >= 0:
+        return fd, ""
+    error = ctypes.get_errno()
+    lines = log.value.decode(errors="replace").strip().splitlines()
+    return -1, "; ".join([os.strerror(error), *lines[-4:]])
+
+
+def load(config: dict[str, int]) -> tuple[dict[str, Any], list[int]]:
+    """Everything: (the answer, descriptors of its programs, then of its maps)."""
+    began = time.monotonic()
+    if os.geteuid() != 0:
+        raise PrivilegeError("loading kernel programs needs root", "run with sudo")
+    text = join_includes(BPF_FOLDER / "agent.bpf.c")
+    defines = constants(config)
+    for (structure, field), offset in btf.offsets(fields_read(text)).items():
+        defines[f"OFFSET_{structure}__{field}"] = offset
+    rings = {
+        "events": ring_create("events", config["ring_bytes"]),
+        "process_events": ring_create("process_events", config["process_ring_bytes"]),
+    }
+    defines["EVENTS_FD"], defines["PROCESS_EVENTS_FD"] = rings["events"], rings["process_events"]
+    read = time.monotonic()
+    bpf = compile_text(text, defines)
+    compiled = time.monotonic()
+    _, lib = import_bcc()
+    loaded, refused, fds = [], [], []
+    for program in programs(text):
+        fd, why = load_program(lib, bpf.module, program["name"], program["kind"])
+        if fd >= 0:
+            loaded.append(program)
+            fds.append(fd)
+        else:
+            refused.append({"name": program["name"], "reason": why})
+    maps = dict(rings)
+    for i in range(lib.bpf_num_tables(bpf.module)):
+        name = lib.bpf_table_name(bpf.module, i).decode()
+        maps[name] = lib.bpf_table_fd(bpf.module, name.encode())
+    answer = {
+        "programs": loaded,
+        "maps": [{"name": name} for name in maps],
+        "process_ring_bytes": config["process_ring_bytes"],
+        "refused": refused,
+        "kernel": {"release": platform.release(), "machine": platform.machine(), "cpus": defines["CPUS"]},
+        "constants": {name: value for name, value in defines.items() if not name.startswith("OFFSET_")},
+        "seconds": {
+            "btf": read - began,
+            "compile": compiled - read,
+            "load": time.monotonic() - compiled,
+        },
+    }
+    return answer, [*fds, *maps.values()]
+
+
+def send(channel: socket.socket, answer: dict[str, Any], fds: list[int]) -> None:
+    """The length of the answer (4 bytes, network order) and the answer; then the descriptors."""
+    text = json.dumps(answer).encode()
+    channel.sendall(struct.pack("!I", len(text)) + text)
+    for first in range(0, len(fds), FDS_PER_MESSAGE):
+        part = array.array("i", fds[first : first + FDS_PER_MESSAGE])
+        channel.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, part)])
+
+
+def main(arguments: list[str]) -> int:
+    channel = socket.socket(fileno=int(arguments[arguments.index("--socket-fd") + 1]))
+    config = json.loads(channel.makefile("r").readline())
+    try:
+        send(channel, *load(config))
+    except AgentError as error:
+        answer = {"error": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        send(channel, {**answer, "no_bcc": isinstance(error, NoBccError)}, [])
+        return error.exit_code
+    except Exception as error:  # a user meets a sentence, not a traceback
+        answer = {"error": f"the loader failed: {error!r}", "hint": "please report it", "exit_code": 1}
+        send(channel, answer, [])
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(status)  # LLVM takes 20 ms to take itself apart

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* What happens to sockets without a system call of their process, and who begins to listen.
+ *
+ * Raw tracepoints, though the perf kind would do: these fire in interrupts, and the kernel skips a perf
+ * program that would run inside another one (bpf_prog_active); an end of a connection would be lost. */
+
+/* Of one that is on the way from FIN to its end, TCP_CLOSE is no surprise. */
+INLINE bool closes_in_order(int state)
+{
+    return state == STATE_FIN_WAIT2 || state == STATE_TIME_WAIT || state == STATE_LAST_ACK ||
+           state == STATE_CLOSING;
+}
+
+/* A selected port is traced from before its first connection. Not when the first process of the system
+ * listens for others (socket activation): everything would be its child. */
+INLINE void began_to_listen(uint64_t sk)
+{
+    struct process_event event = {.kind = EVENT_LISTEN, .tgid = current_tgid()};
+    event.port = READ(uint16_t, sk, sock_common, skc_num);
+    event.netns = network_namespace(sk);
+    uint16_t port = event.port;
+    if (!traced_process(event.tgid) && ports.lookup(&port) && event.tgid != 1) {
+        struct traced_process selected = {new_generation(), FOLLOW_CHILDREN};
+        traced.update(&event.tgid, &selected);
+    }
+    event.traced = traced_process(event.tgid) != NULL;
+    emit_process(&event);
+}
+
+/* args: sk, old state, new state */
+int raw_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
+{
+    uint64_t sk = ctx->args[0];
+    int from = ctx->args[1], to = ctx->args[2];
+    if (to == STATE_LISTEN) {
+        if (is_tcp(sk))
+            began_to_listen(sk);
+        return 0;
+    }
+    if (to != STATE_FIN_WAIT1 && to != STATE_LAST_ACK && to != STATE_CLOSE)
+        return 0;
+    struct connection *connection = connections.lookup(&sk);
+    if (!connection)
+        return 0;
+    if (to == STATE_CLOSE && (!closes_in_order(from) || READ(uint32_t, sk, sock, sk_err)))
+        connection->reset = 1;
+    emit_fin(connection, DIRECTION_OUT);
+    /* What has arrived can still be read; if so the end comes with the read, or with the socket's. */
+    if (to == STATE_CLOSE && READ(uint32_t, sk, tcp_sock, rcv_nxt) - sequence(sk, DIRECTION_IN) <= 1)
+        emit_fin(connection, DIRECTION_IN);
+    return 0;
+}
+
+/* args: sk. However a connection ends, this comes last. */
+int raw_tcp_destroy_sock(struct bpf_raw_tracepoint_args *ctx)
+{
+    uint64_t sk = ctx->args[0];
+    struct connection *connection = connections.lookup(&sk);
+    if (!connection)
+        return 0;
+    emit_close(connection, EVENT_CLOSE, 0);
+    connections.delete(&sk);
+    return 0;
+}

@@ -1,0 +1,966 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel side makes of real system calls on real sockets: chunks, positions, payload, ends.
+
+The test process is the traced one: it makes its own calls on loopback and knows exactly what it did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import itertools
+import mmap
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import (
+    AGAIN,
+    CONTINUED,
+    ENCRYPTED,
+    HTTP1,
+    IN,
+    LATE,
+    OUT,
+    OVERLAP,
+    RESET,
+    UNREADABLE,
+    Event,
+    Tracer,
+    load,
+)
+
+REQUEST = b"GET /first HTTP/1.1\r\nHost: localhost\r\n\r\n"
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, RECEIVE_QUEUE, SEND_QUEUE = 19, 20, 21, 1, 2
+SERVER, CLIENT = 2, 1
+ALLOWANCE, TAIL = 65536, 16
+Pair = tuple[socket.socket, socket.socket]
+
+
+@contextlib.contextmanager
+def pair(host: str = "127.0.0.1", family: int = socket.AF_INET) -> Iterator[Pair]:
+    """(client, server) of one new connection."""
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.bind((host, 0))
+        listener.listen()
+        client = socket.create_connection(listener.getsockname()[:2])
+        server, _ = listener.accept()
+    with client, server:
+        yield client, server
+
+
+def exactly(server: socket.socket, size: int) -> bytes:
+    """`size` bytes, in as many calls as it takes."""
+    data = b""
+    while len(data) < size:
+        data += server.recv(size - len(data))
+    return data
+
+
+def moved(event: Event) -> int:
+    return event.pos + event.size
+
+
+def sequence(sock: socket.socket, queue: int) -> int:
+    """The kernel's own sequence number: of the next byte to send, or to arrive."""
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR_QUEUE, queue)
+    value = sock.getsockopt(socket.IPPROTO_TCP, TCP_QUEUE_SEQ)
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, -1)  # off, without a probe of the window
+    return value & 0xFFFFFFFF
+
+
+class Demands:
+    """The demand array, as the core writes it."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.array = mmap.mmap(tracer.kernel.maps["demands"], 65536 * 32)
+
+    def set(
+        self,
+        conn_id: int,
+        skip_in: int = 0,
+        skip_out: int = 0,
+        mode: tuple[int, int] = (0, 0),
+        protocol: int = 0,
+    ) -> None:
+        struct.pack_into(
+            "=QQQBBB", self.array, conn_id % 65536 * 32, conn_id, skip_in, skip_out, *mode, protocol
+        )
+
+
+def opened(tracer: Tracer, sock: socket.socket) -> Event:
+    """The open event of a socket of ours."""
+    port, peer = sock.getsockname()[1], sock.getpeername()[1]
+    found = [e for e in tracer.of("open") if (e.local[1], e.remote[1]) == (port, peer)]
+    assert len(found) == 1, found
+    return found[0]
+
+
+SENDS: dict[str, Callable[[socket.socket, bytes], int]] = {
+    "write": lambda s, data: os.write(s.fileno(), data),
+    "writev": lambda s, data: os.writev(s.fileno(), [data[:7], b"", data[7:]]),
+    "sendto": lambda s, data: s.send(data),
+    "sendmsg": lambda s, data: s.sendmsg([data[:9], data[9:]]),
+}
+RECEIVES: dict[str, Callable[[socket.socket], bytes]] = {
+    "read": lambda s: os.read(s.fileno(), 4096),
+    "readv": lambda s: readv(s),
+    "recvfrom": lambda s: s.recv(4096),
+    "recvmsg": lambda s: s.recvmsg(4096)[0],
+}
+
+
+def readv(sock: socket.socket) -> bytes:
+    parts = [bytearray(11), bytearray(3), bytearray(4096)]
+    size = os.readv(sock.fileno(), parts)
+    return b"".join(parts)[:size]
+
+
+@pytest.mark.parametrize("send", SENDS)
+@pytest.mark.parametrize("receive", RECEIVES)
+def test_each_call_is_one_chunk_with_its_bytes(tracer: Tracer, send: str, receive: str) -> None:
+    with pair() as (client, server):
+        before = time.monotonic_ns()
+        assert SENDS[send](client, REQUEST) == len(REQUEST)
+        sent = time.monotonic_ns()
+        assert RECEIVES[receive](server) == REQUEST
+        assert SENDS[send](server, RESPONSE) == len(RESPONSE)
+        assert RECEIVES[receive](client) == RESPONSE
+        here, there = opened(tracer, client), opened(tracer, server)
+        chunks = tracer.of("chunk")
+    expected = [
+        (here.conn_id, OUT, REQUEST),
+        (there.conn_id, IN, REQUEST),
+        (there.conn_id, OUT, RESPONSE),
+        (here.conn_id, IN, RESPONSE),
+    ]
+    assert [(e.conn_id, e.direction, e.head) for e in chunks] == expected
+    assert all(e.size == len(e.head) and not e.flags and not e.tail for e in chunks)
+    assert {e.tgid for e in chunks} == {os.getpid()} and {e.tid for e in chunks} == {
+        threading.get_native_id()
+    }
+    assert [e.protocol for e in chunks] == [HTTP1] * 4
+    times = [before, chunks[0].ktime_ns, sent, *(e.ktime_ns for e in chunks[1:])]
+    assert times == sorted(times), "a send has the time of its entry, a receive of its exit"
+    counted = tracer.counted()
+    assert (counted["chunks"], counted["bytes"]) == (4, 2 * len(REQUEST + RESPONSE))
+    assert counted["gap_bytes"] == counted["overlaps"] == counted["faults"] == 0
+
+
+def test_open_event_tells_both_ends(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        client.send(REQUEST)
+        server.recv(4096)
+        here, there = opened(tracer, client), opened(tracer, server)
+        netns = os.stat("/proc/self/ns/net").st_ino
+        mapped = bytes(10) + b"\xff\xff" + socket.inet_aton("127.0.0.1")
+        assert here.local == there.remote == (mapped, client.getsockname()[1])
+        assert here.remote == there.local == (mapped, server.getsockname()[1])
+        assert (here.role, there.role) == (CLIENT, SERVER)
+        assert here.netns == there.netns == netns
+        assert here.flags == there.flags == 0
+
+
+@pytest.mark.parametrize(
+    "host, address", [("::1", bytes(15) + b"\1"), ("::ffff:127.0.0.1", bytes(10) + b"\xff\xff\x7f\0\0\1")]
+)
+def test_ipv6_and_mapped_addresses(tracer: Tracer, host: str, address: bytes) -> None:
+    with pair(host, socket.AF_INET6) as (client, server):
+        client.send(REQUEST)
+        server.recv(4096)
+        for sock in (client, server):
+            event = opened(tracer, sock)
+            assert event.local == (address, sock.getsockname()[1])
+            assert event.remote == (address, sock.getpeername()[1])
+
+
+def test_positions_are_the_sequence_numbers_of_tcp(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        for i in range(7):
+            client.send(REQUEST + b"x" * i)
+            server.recv(4096)
+            server.send(RESPONSE)
+            client.recv(4096)
+        ends = {
+            (opened(tracer, client).conn_id, OUT): sequence(client, SEND_QUEUE),
+            (opened(tracer, client).conn_id, IN): sequence(client, RECEIVE_QUEUE),
+            (opened(tracer, server).conn_id, OUT): sequence(server, SEND_QUEUE),
+            (opened(tracer, server).conn_id, IN): sequence(server, RECEIVE_QUEUE),
+        }
+        for (conn_id, direction), end in ends.items():
+            chunks = tracer.of("chunk", direction, conn_id)
+            assert len(chunks) == 7
+            assert all(moved(a) == b.pos for a, b in itertools.pairwise(chunks))
+            assert moved(chunks[-1]) & 0xFFFFFFFF == end
+
+
+def test_partial_writes_and_eagain_count_what_moved(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        client.setblocking(False)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        written = client.send(b"POST /up HTTP/1.1\r\nContent-Length: 9000000\r\n\r\n")
+        calls, block = 1, b"b" * 300_000
+        with pytest.raises(BlockingIOError):
+            while True:
+                written += client.send(block)
+                calls += 1
+        with pytest.raises(BlockingIOError):
+            client.send(block)
+        conn_id = opened(tracer, client).conn_id
+        chunks = tracer.of("chunk", OUT, conn_id)
+        whole = [e for e in chunks if not e.flags & CONTINUED]
+        assert len(whole) == calls and sum(e.size for e in chunks) == written
+        assert all(moved(a) == b.pos for a, b in itertools.pairwise(chunks))
+        assert sequence(client, SEND_QUEUE) == moved(chunks[-1]) & 0xFFFFFFFF
+        server.recv(10)
+
+
+def test_a_send_that_waits_has_the_time_of_its_entry(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        client.send(REQUEST)
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                client.send(bytes(100_000))
+        client.setblocking(True)
+        sender = threading.Thread(target=client.sendall, args=(bytes(100_000),))
+        sender.start()
+        state = Path(f"/proc/self/task/{sender.native_id}/stat")
+        while state.read_text().rsplit(")", 1)[1].split()[0] != "S":
+            time.sleep(0.001)
+        waiting_ns = time.monotonic_ns()
+        while sender.is_alive():
+            server.recv(1 << 20)
+        first = next(e for e in tracer.of("chunk", OUT) if e.tid == sender.native_id)
+        assert first.ktime_ns < waiting_ns
+
+
+def test_a_peeked_read_is_no_chunk(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        client.send(REQUEST)
+        assert server.recv(4096, socket.MSG_PEEK) == REQUEST
+        assert server.recvmsg(4096, 0, socket.MSG_PEEK)[0] == REQUEST
+        assert server.recv(4096) == REQUEST
+        assert len(tracer.of("chunk", IN)) == 1
+    assert tracer.counted()["gap_bytes"] == 0
+
+
+def test_discarded_bytes_are_unreadable(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        client.send(REQUEST)
+        server.recv(4096)
+        client.send(REQUEST)
+        select.select([server], [], [])
+        server.recv(len(REQUEST), socket.MSG_TRUNC)
+        chunk = tracer.of("chunk", IN)[-1]
+    assert (chunk.size, chunk.flags, chunk.head, chunk.tail) == (len(REQUEST), UNREADABLE, b"", b"")
+
+
+def test_sixteen_vectors_are_read_and_the_rest_is_counted(tracer: Tracer) -> None:
+    parts = [REQUEST, b"", *(bytes([65 + i]) * 100 for i in range(30))]
+    data = b"".join(parts)
+    with pair() as (client, server):
+        os.writev(client.fileno(), parts)
+        target = [bytearray(50) for _ in range(80)]
+        assert os.readv(server.fileno(), target) == len(data)
+        out, into = tracer.of("chunk", OUT)[0], tracer.of("chunk", IN)[0]
+    assert out.size == into.size == len(data)
+    assert out.head == b"".join(parts[:16]) and out.tail == b""
+    assert into.head == data[: 16 * 50] and into.tail == b""
+    assert not out.flags and not into.flags
+
+
+def test_one_call_is_cut_into_records_up_to_the_allowance(tracer: Tracer) -> None:
+    """Head bytes as they are, the last bytes of the call in the last record, sizes that add up."""
+    body = bytes(i * 7 % 251 for i in range(200_000))
+    data = b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + body
+    with pair() as (client, server):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        reader = threading.Thread(target=exactly, args=(server, len(data)))
+        reader.start()
+        assert client.send(data) == len(data)
+        reader.join()
+        records = tracer.of("chunk", OUT)
+    assert len(records) == 4
+    assert [bool(e.flags & CONTINUED) for e in records] == [False, True, True, True]
+    assert all(moved(a) == b.pos for a, b in itertools.pairwise(records))
+    assert sum(e.size for e in records) == len(data)
+    copied = b"".join(e.head for e in records)
+    assert copied == data[: len(copied)] and len(copied) == 4 * (16384 - TAIL)
+    assert records[-1].tail == data[-TAIL:] and not any(e.tail for e in records[:-1])
+    received = b"".join(e.head for e in tracer.of("chunk", IN))
+    assert len(received) == ALLOWANCE, "over several calls"
+    assert tracer.counted()["sent_bytes"] == 2 * len(data)
+
+
+def test_a_tail_that_spans_two_vectors(tracer: Tracer) -> None:
+    head = b"HTTP/1.1 200 OK\r\n\r\n" + b"a" * 70_000
+    with pair() as (client, server):
+        reader = threading.Thread(target=exactly, args=(server, len(head) + 10))
+        reader.start()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        assert client.sendmsg([head, b"0123456789"]) == len(head) + 10
+        reader.join()
+        assert tracer.of("chunk", OUT)[-1].tail == b"aaaaaa0123456789"
+
+
+def test_a_tail_that_ends_behind_the_last_vector_is_left_out(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        client.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        client.sendall(b"x" * ALLOWANCE)
+        exactly(server, 19 + ALLOWANCE)
+        os.writev(client.fileno(), [b"y" * 10] * 17)
+        assert (tracer.of("chunk", OUT)[-1].size, tracer.of("chunk", OUT)[-1].tail) == (170, b"")
+        os.writev(client.fileno(), [b"z" * 10] * 16)
+        assert tracer.of("chunk", OUT)[-1].tail == b"z" * TAIL
+        exactly(server, 330)
+
+
+def test_after_the_allowance_chunks_come_with_their_tail_only(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        sizes = [40_000, 40_000, 5000, 3]
+        client.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        exactly(server, 19)
+        for i, size in enumerate(sizes):
+            client.sendall(bytes([97 + i]) * size)
+            exactly(server, size)
+        chunks = [e for e in tracer.of("chunk", OUT) if e.size]
+        copied = sum(len(e.head) for e in chunks)
+        assert copied == ALLOWANCE
+        assert [(e.size, e.head, e.tail) for e in chunks[-2:]] == [(5000, b"", b"c" * TAIL), (3, b"", b"ddd")]
+        client.send(bytes.fromhex("16030100f8010000f40303") + bytes(50))
+        server.recv(4096)
+        assert tracer.of("chunk", OUT)[-1].head == b"", "the start of another protocol is none of this one"
+        client.send(REQUEST)
+        server.recv(4096)
+        assert tracer.of("chunk", OUT)[-1].head == REQUEST, "a message start has a new allowance"
+
+
+def test_sendfile_is_counted_and_not_read(tracer: Tracer, tmp_path: Path) -> None:
+    file = tmp_path / "body"
+    file.write_bytes(b"f" * 50_000)
+    with pair() as (client, server), file.open("rb") as body:
+        client.send(b"HTTP/1.1 200 OK\r\nContent-Length: 50000\r\n\r\n")
+        moved_bytes = os.sendfile(client.fileno(), body.fileno(), 0, 50_000)
+        chunk = tracer.of("chunk", OUT)[-1]
+        assert (chunk.size, chunk.flags, chunk.head, chunk.tail) == (moved_bytes, UNREADABLE, b"", b"")
+        assert moved(chunk) & 0xFFFFFFFF == sequence(client, SEND_QUEUE)
+        server.recv(10)
+
+
+def test_bytes_moved_by_other_calls_are_a_gap(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        client.send(REQUEST)
+        server.recv(4096)
+        reader, writer = os.pipe()
+        os.write(writer, b"s" * 1000)
+        assert os.splice(reader, client.fileno(), 1000) == 1000
+        os.close(reader)
+        os.close(writer)
+        client.send(REQUEST)
+        exactly(server, 1000 + len(REQUEST))
+        first, second = tracer.of("chunk", OUT)
+        assert second.pos - moved(first) == 1000
+        assert second.pos + len(REQUEST) & 0xFFFFFFFF == sequence(client, SEND_QUEUE)
+    assert tracer.counted()["gap_bytes"] == 1000
+
+
+def test_two_threads_on_one_direction_lose_no_byte(tracer: Tracer) -> None:
+    """Positions may be guesses (CHUNK_OVERLAP), but they heal, and false gaps are taken back."""
+    count = 4000
+    with pair() as (client, server):
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.send(REQUEST)
+        server.recv(len(REQUEST))
+
+        def read_some() -> None:
+            while server.recv(3) != b"":
+                pass
+
+        readers = [threading.Thread(target=read_some) for _ in range(2)]
+        for reader in readers:
+            reader.start()
+        for _ in range(count):
+            client.send(b"xyz")
+        client.shutdown(socket.SHUT_WR)
+        for reader in readers:
+            reader.join()
+        conn_id = opened(tracer, server).conn_id
+        chunks = tracer.of("chunk", IN, conn_id)
+        assert sum(e.size for e in chunks) == 3 * count + len(REQUEST)
+        assert max(moved(e) for e in chunks) - chunks[0].pos == 3 * count + len(REQUEST)
+        counted = tracer.counted()
+        assert counted["gap_bytes"] == 0
+        assert counted["overlaps"] == sum(bool(e.flags & OVERLAP) for e in chunks)
+
+
+def test_descriptor_reused_by_dup2_is_not_mistaken(tracer: Tracer, tmp_path: Path) -> None:
+    with pair() as (client, server), (tmp_path / "log").open("wb") as log:
+        client.send(REQUEST)
+        server.recv(4096)
+        fd, kept = client.fileno(), os.dup(client.fileno())
+        os.dup2(log.fileno(), fd)
+        os.write(fd, b"GET /not-on-the-wire HTTP/1.1\r\n")
+        os.dup2(kept, fd, inheritable=False)  # dup3
+        os.write(fd, REQUEST)
+        server.recv(4096)
+        assert [e.head for e in tracer.of("chunk", OUT)] == [REQUEST, REQUEST]
+        assert len({e.conn_id for e in tracer.of("chunk", OUT)}) == 1
+        os.close(kept)
+    assert tracer.counted()["chunks"] == 4
+
+
+def test_descriptor_reused_by_another_connection(tracer: Tracer) -> None:
+    seen = []
+    for _ in range(3):
+        with pair() as (client, server):
+            client.send(REQUEST)
+            server.recv(4096)
+            seen.append((client.fileno(), server.fileno()))
+    assert len(set(seen)) == 1, "the test needs the same numbers"
+    assert len({e.conn_id for e in tracer.of("open")}) == 6
+    assert [e.conn_id for e in tracer.of("open")] == [e.conn_id for e in tracer.of("chunk")]
+    assert len(tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 6)) > 0
+
+
+@pytest.mark.parametrize("width", [1, 1000])
+def test_descriptor_reused_after_close_range(tracer: Tracer, width: int) -> None:
+    libc = ctypes.CDLL(None)
+    with pair() as (client, server):
+        client.send(REQUEST)
+        server.recv(4096)
+        high = fcntl.fcntl(client.fileno(), fcntl.F_DUPFD, 5000)
+        os.write(high, REQUEST)
+        assert libc.syscall(436, 5000, 5000 + width - 1, 0) == 0
+        reader, writer = os.pipe()
+        assert fcntl.fcntl(writer, fcntl.F_DUPFD, 5000) == 5000
+        os.write(5000, b"GET /pipe HTTP/1.1\r\n")
+        for fd in (5000, reader, writer):
+            os.close(fd)
+        assert [e.head for e in tracer.of("chunk", OUT)] == [REQUEST, REQUEST]
+
+
+def test_half_close_ends_one_direction(tracer: Tracer) -> None:
+    """The client ends its direction, and reads the answer after that."""
+    with pair() as (client, server):
+        client.send(REQUEST)
+        client.shutdown(socket.SHUT_WR)
+        assert server.recv(4096) == REQUEST
+        assert server.recv(4096) == b"" and server.recv(4096) == b""
+        here, there = opened(tracer, client).conn_id, opened(tracer, server).conn_id
+        assert [(e.conn_id, e.direction) for e in tracer.of("fin")] == [(here, OUT), (there, IN)]
+        server.send(RESPONSE)
+        server.close()
+        assert client.recv(4096) == RESPONSE, "the peer's FIN has closed the socket, with bytes to read"
+        assert client.recv(4096) == b""
+    tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 2)
+    order = [(e.kind, e.direction) for e in tracer.events if e.conn_id == here]
+    assert order == [("open", 0), ("chunk", OUT), ("fin", OUT), ("chunk", IN), ("fin", IN), ("close", 0)]
+    assert not any(e.flags & RESET for e in tracer.events if e.kind in ("fin", "close"))
+    close = tracer.of("close", conn_id=here)[0]
+    assert close.totals["bytes"] == (len(RESPONSE), len(REQUEST)) and close.totals["chunks"] == (1, 1)
+    assert tracer.counted()["gap_bytes"] == 0
+
+
+def test_a_fin_read_with_the_last_bytes_is_no_gap(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        client.send(REQUEST)
+        server.recv(4096)
+        server.send(RESPONSE)
+        server.shutdown(socket.SHUT_WR)
+        poll = select.poll()
+        poll.register(client, select.POLLRDHUP)
+        assert poll.poll(5000)
+        assert client.recv(4096) == RESPONSE
+        assert client.recv(4096) == b""
+        chunk = tracer.of("chunk", IN, opened(tracer, client).conn_id)[0]
+        there = tracer.of("chunk", OUT, opened(tracer, server).conn_id)[0]
+        assert chunk.pos & 0xFFFFFFFF == there.pos & 0xFFFFFFFF
+    assert tracer.counted()["gap_bytes"] == 0
+
+
+@pytest.mark.parametrize("seen", ["connect", "late"])
+def test_a_fin_read_with_the_first_bytes_that_are_seen(tracer: Tracer, seen: str) -> None:
+    """No position is expected there, so the FIN must be told from a byte by the socket's state."""
+    if seen == "late":
+        tracer.kernel.untrace(os.getpid())
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        client.setblocking(False)
+        assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+        server, _ = listener.accept()
+        tracer.kernel.trace(os.getpid())
+        server.send(RESPONSE)
+        server.close()
+        poll = select.poll()
+        poll.register(client, select.POLLRDHUP)
+        assert poll.poll(5000)
+        assert client.recv(4096) == RESPONSE
+        into, out = tracer.of("chunk", IN)[0], tracer.of("chunk", OUT)[0]
+        assert into.pos & 0xFFFFFFFF == out.pos & 0xFFFFFFFF
+        assert opened(tracer, client).flags == 0
+        assert client.recv(4096) == b""
+
+
+def test_reset_is_told(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        client.send(REQUEST)
+        server.recv(4096)
+        server.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+        client.recv(4096)
+        here, there = opened(tracer, client).conn_id, opened(tracer, server).conn_id
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        server.close()
+        with pytest.raises(ConnectionResetError):
+            client.recv(4096)
+    tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 2)
+    for conn_id in (here, there):
+        ends = [e for e in tracer.events if e.conn_id == conn_id and e.kind in ("fin", "close")]
+        assert sorted(e.kind for e in ends) == ["close", "fin", "fin"]
+        assert all(e.flags & RESET for e in ends), ends
+
+
+def test_connect_in_progress_is_a_client_from_its_first_byte(tracer: Tracer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        client.setblocking(False)
+        assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+        server, _ = listener.accept()
+        with server:
+            select.select([], [client], [])
+            assert client.connect_ex(listener.getsockname()) == 0, "tells the outcome"
+            assert tracer.counted()["connections"] == 2
+            server.send(b"HTTP/1.1 200 OK\r\n\r\n")
+            select.select([client], [], [])
+            client.recv(4096)
+            event = opened(tracer, client)
+            assert (event.role, event.flags) == (CLIENT, 0)
+            chunk = tracer.of("chunk", IN, event.conn_id)[0]
+            assert moved(chunk) & 0xFFFFFFFF == sequence(client, RECEIVE_QUEUE)
+    assert tracer.counted()["gap_bytes"] == 0
+
+
+def test_sockets_older_than_the_agent(tracer: Tracer) -> None:
+    """With bytes moved before: late. With none: from its first byte, only the role is not known."""
+    tracer.kernel.untrace(os.getpid())
+    with pair() as (client, server), pair() as (fresh, other):
+        client.send(REQUEST)
+        server.recv(4096)
+        tracer.kernel.trace(os.getpid())
+        for here, there in ((client, server), (fresh, other)):
+            there.send(RESPONSE)
+            here.recv(4096)
+        events = [opened(tracer, sock) for sock in (client, server, fresh, other)]
+        assert [(e.role, e.flags) for e in events] == [(0, LATE), (0, LATE), (0, 0), (0, 0)]
+        first = tracer.of("chunk", OUT, events[1].conn_id)[0]
+        assert moved(first) & 0xFFFFFFFF == sequence(server, SEND_QUEUE)
+        assert tracer.counted()["gap_bytes"] == 0
+
+
+def test_middle_of_a_body_is_counted_until_a_message_begins(tracer: Tracer) -> None:
+    tracer.kernel.untrace(os.getpid())
+    with pair() as (client, server):
+        client.send(b"POST / HTTP/1.1\r\nContent-Length: 2000\r\n\r\n" + b"b" * 1000)
+        server.recv(4096)
+        tracer.kernel.trace(os.getpid())
+        client.send(b"b" * 1000)
+        server.recv(4096)
+        assert tracer.read() == []
+        server.send(RESPONSE)
+        client.recv(4096)
+        assert [e.flags for e in tracer.of("open")] == [LATE, LATE]
+    counted = tracer.counted()
+    assert (counted["unknown_chunks"], counted["unknown_bytes"], counted["sent_chunks"]) == (2, 2000, 2)
+
+
+def test_other_protocols_are_counted_without_records(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        for _ in range(5):
+            client.send(b"*1\r\n$4\r\nPING\r\n")
+            server.recv(4096)
+    counted = tracer.counted()
+    assert (counted["unknown_chunks"], counted["unknown_bytes"]) == (10, 140)
+    assert tracer.read() == []
+
+
+def test_tls_is_counted_as_encrypted(tracer: Tracer) -> None:
+    hello = bytes.fromhex("16030100f8010000f40303") + bytes(100)
+    with pair() as (client, server):
+        client.send(hello)
+        server.recv(4096)
+        client.send(REQUEST)  # whatever it looks like
+        server.recv(4096)
+    counted = tracer.counted()
+    assert counted["encrypted_chunks"] == 4 and counted["encrypted_bytes"] == 2 * len(hello + REQUEST)
+    assert tracer.read() == []
+
+
+def test_udp_unix_and_files_are_not_ours(tracer: Tracer, tmp_path: Path) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two,
+    ):
+        two.bind(("127.0.0.1", 0))
+        one.sendto(REQUEST, two.getsockname())
+        two.recv(4096)
+    here, there = socket.socketpair()
+    with here, there:
+        here.send(REQUEST)
+        there.recv(4096)
+    (tmp_path / "file").write_bytes(REQUEST)
+    fd = os.open("/", os.O_PATH)
+    os.close(fd)
+    counted = tracer.counted()
+    assert counted["chunks"] == counted["connections"] == 0 and tracer.read() == []
+
+
+def test_request_that_arrives_byte_by_byte(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for i in range(len(REQUEST)):
+            client.send(REQUEST[i : i + 1])
+            server.recv(1)
+            if i == 2:
+                Demands(tracer).set(opened(tracer, server).conn_id, protocol=HTTP1)
+                Demands(tracer).set(opened(tracer, client).conn_id, protocol=HTTP1)
+        for direction in (IN, OUT):
+            assert b"".join(e.head for e in tracer.of("chunk", direction)) == REQUEST
+
+
+def test_undecided_for_good_is_given_up(tracer: Tracer) -> None:
+    """Eight chunks are captured of what might become one of ours."""
+    with pair() as (client, server):
+        for _ in range(20):
+            client.send(b"A")
+            server.recv(1)
+        assert len(tracer.of("chunk", OUT)) == 8
+    counted = tracer.counted()
+    assert (counted["sent_chunks"], counted["unknown_chunks"]) == (16, 24)
+
+
+def test_skipped_bytes_are_not_copied(tracer: Tracer) -> None:
+    demands = Demands(tracer)
+    with pair() as (client, server):
+        client.send(REQUEST)
+        server.recv(4096)
+        conn_id = opened(tracer, client).conn_id
+        end = moved(tracer.of("chunk", OUT, conn_id)[0])
+        demands.set(conn_id, skip_out=end + 250)
+        client.send(b"a" * 100)  # ends before the last skipped byte: quiet
+        client.send(b"b" * 149)  # so does this, by one
+        client.send(b"c")  # ends where the skip ends: a record, without bytes
+        demands.set(conn_id, skip_out=end + 260)
+        client.send(b"d" * 10 + REQUEST)  # the next message begins inside
+        quiet, last = tracer.of("chunk", OUT, conn_id)[1:]
+        assert (quiet.quiet, quiet.pos, quiet.size, quiet.offset) == ((2, 249), end + 249, 1, 1)
+        assert quiet.head == quiet.tail == b""
+        assert (last.quiet, last.offset, last.head, last.size) == ((0, 0), 10, REQUEST, 10 + len(REQUEST))
+        exactly(server, 260 + len(REQUEST))
+    counted = tracer.counted()
+    assert (counted["quiet_chunks"], counted["quiet_bytes"]) == (2, 249)
+
+
+def test_quiet_bytes_are_told_once(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        client.send(REQUEST)
+        server.recv(4096)
+        conn_id = opened(tracer, client).conn_id
+        end = moved(tracer.of("chunk", OUT, conn_id)[0])
+        Demands(tracer).set(conn_id, skip_out=end + 101)
+        client.send(b"q" * 100)
+        Demands(tracer).set(conn_id, mode=(0, 1))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        assert client.send(b"w" * 40_000) == 40_000
+        assert [e.quiet for e in tracer.of("chunk", OUT, conn_id)[1:]] == [(1, 100), (0, 0), (0, 0)]
+        exactly(server, 40_100)
+
+
+def test_quiet_bytes_at_the_end_are_told_by_the_close(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        client.send(REQUEST)
+        server.recv(4096)
+        conn_id = opened(tracer, client).conn_id
+        Demands(tracer).set(conn_id, skip_out=1 << 63)
+        client.send(b"a" * 100)
+        client.send(b"a" * 100)
+        exactly(server, 200)
+    tracer.wait(lambda events: any(e.kind == "close" and e.conn_id == conn_id for e in events))
+    totals = tracer.of("close", conn_id=conn_id)[0].totals
+    assert (totals["quiet_chunks"][OUT], totals["quiet_bytes"][OUT]) == (2, 200)
+
+
+def test_demand_of_all_and_of_nothing(tracer: Tracer) -> None:
+    demands = Demands(tracer)
+    with pair() as (client, server):
+        client.send(REQUEST)
+        server.recv(4096)
+        conn_id = opened(tracer, client).conn_id
+        demands.set(conn_id, mode=(0, 1))
+        for _ in range(10):
+            client.send(b"w" * 10_000)
+            exactly(server, 10_000)
+        assert sum(len(e.head) for e in tracer.of("chunk", OUT, conn_id)) == 100_000 + len(REQUEST)
+        demands.set(conn_id, mode=(0, 2))
+        before = len(tracer.of("chunk", OUT, conn_id))
+        client.send(REQUEST)
+        assert len(tracer.of("chunk", OUT, conn_id)) == before
+        demands.set(conn_id + 65536, mode=(0, 2))  # another connection's, in the same slot
+        client.send(REQUEST)
+        assert tracer.of("chunk", OUT, conn_id)[-1].quiet == (1, len(REQUEST))
+
+
+@pytest.mark.parametrize("protocol, account", [(ENCRYPTED, "encrypted"), (2, "unknown"), (HTTP1, "quiet")])
+def test_what_the_core_decides_is_counted_so(tracer: Tracer, protocol: int, account: str) -> None:
+    with pair() as (client, server):
+        client.send(REQUEST)
+        server.recv(4096)
+        Demands(tracer).set(opened(tracer, client).conn_id, mode=(2, 2), protocol=protocol)
+        client.send(REQUEST)
+        server.recv(4096)
+    counted = tracer.counted()
+    assert (counted[f"{account}_chunks"], counted[f"{account}_bytes"]) == (1, len(REQUEST))
+
+
+def test_a_new_epoch_announces_again(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        for epoch in (0, 0, 1, 1, 2):
+            tracer.kernel.set_epoch(epoch)
+            client.send(REQUEST)
+            server.recv(4096)
+        tracer.kernel.set_epoch(0)
+        port = client.getsockname()[1]
+        opens = [e for e in tracer.of("open") if e.local[1] == port]
+        assert [e.flags for e in opens] == [0, AGAIN, AGAIN]
+        assert len({e.conn_id for e in opens}) == 1
+
+
+def test_paused_nothing_is_looked_at(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        client.send(REQUEST)
+        server.recv(4096)
+        tracer.kernel.pause(True)
+        client.send(REQUEST)
+        server.recv(4096)
+        tracer.kernel.pause(False)
+        client.send(REQUEST)
+        server.recv(4096)
+    counted = tracer.counted()
+    assert counted["chunks"] == 4 and counted["gap_bytes"] == 2 * len(REQUEST)
+
+
+def test_a_child_is_followed_and_its_end_is_told(tracer: Tracer) -> None:
+    tracer.kernel.process_events()
+    with pair() as (client, server):
+        client.send(REQUEST)
+        server.recv(4096)
+        child = os.fork()
+        if child == 0:
+            os.write(server.fileno(), RESPONSE)
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert client.recv(4096) == RESPONSE
+        conn_id = opened(tracer, server).conn_id
+        assert [(e.tgid, e.head) for e in tracer.of("chunk", OUT, conn_id)] == [(child, RESPONSE)]
+    events = {(e.kind, e.tgid, e.parent_tgid, e.traced) for e in tracer.kernel.process_events()}
+    assert {("fork", child, os.getpid(), True), ("exit", child, 0, True)} <= events
+    assert not tracer.kernel.is_traced(child)
+
+
+def test_threads_are_no_children(tracer: Tracer) -> None:
+    tracer.kernel.process_events()
+    threads = [threading.Thread(target=time.time) for _ in range(5)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    mine = [e for e in tracer.kernel.process_events() if os.getpid() in (e.tgid, e.parent_tgid)]
+    assert mine == [] and tracer.kernel.is_traced(os.getpid())
+
+
+def test_exec_is_told_and_the_process_stays_traced(tracer: Tracer) -> None:
+    """A child that inherits a socket and becomes another program."""
+    tracer.kernel.process_events()
+    with pair() as (client, server):
+        code = f"import os; os.write({server.fileno()}, {RESPONSE!r})"
+        child = subprocess.Popen([sys.executable, "-c", code], pass_fds=[server.fileno()])
+        assert exactly(client, len(RESPONSE)) == RESPONSE
+        child.wait()
+        assert [(e.tgid, e.head) for e in tracer.of("chunk", OUT)] == [(child.pid, RESPONSE)]
+    mine = [e for e in tracer.kernel.process_events() if e.tgid == child.pid]
+    assert [e.kind for e in mine] == ["fork", "exec", "exit"]
+    assert mine[1].traced and mine[1].comm.startswith("python")
+
+
+def test_child_of_a_process_that_is_not_followed(tracer: Tracer) -> None:
+    tracer.kernel.trace(os.getpid(), follow_children=False)
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    assert not tracer.kernel.is_traced(child)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+LISTENER = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+print("ready", flush=True)
+connection, _ = listener.accept()
+connection.recv(4096)
+connection.sendall(sys.argv[2].encode())
+connection.recv(1)
+"""
+
+
+def serve_once(port: int) -> tuple[int, bytes]:
+    """A server in a process of its own answers one request: (its pid, the answer)."""
+    command = [sys.executable, "-c", LISTENER, str(port), RESPONSE.decode()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None and server.stdout.readline() == b"ready\n"
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.send(REQUEST)
+            answer = exactly(client, len(RESPONSE))
+    return server.pid, answer
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as each:
+        return int(each.getsockname()[1])
+
+
+def test_who_listens_on_a_selected_port_is_traced_from_the_first_byte(tracer: Tracer) -> None:
+    tracer.kernel.untrace(os.getpid())
+    port = free_port()
+    tracer.kernel.process_events()
+    tracer.kernel.select_port(port)
+    pid, answer = serve_once(port)
+    tracer.kernel.deselect_port(port)
+    assert answer == RESPONSE
+    assert [(e.tgid, e.head) for e in tracer.of("chunk")] == [(pid, REQUEST), (pid, RESPONSE)]
+    assert tracer.of("open")[0].role == SERVER
+    listens = [e for e in tracer.kernel.process_events() if e.kind == "listen" and e.tgid == pid]
+    assert [(e.port, e.traced, e.netns) for e in listens] == [
+        (port, True, os.stat("/proc/self/ns/net").st_ino)
+    ]
+
+
+def test_a_process_that_was_not_selected_is_left_alone(tracer: Tracer) -> None:
+    tracer.kernel.untrace(os.getpid())
+    tracer.kernel.process_events()
+    port = free_port()
+    pid, _ = serve_once(port)
+    assert tracer.read() == [] and tracer.counted()["chunks"] == 0
+    mine = [e for e in tracer.kernel.process_events() if e.tgid == pid]
+    assert [(e.kind, e.traced) for e in mine] == [("exec", False), ("listen", False)]
+
+
+def test_a_full_ring_loses_no_count() -> None:
+    """Nobody reads: what is refused is counted, told by the next chunk and by the close, and adds up."""
+    with load(ring_bytes=16384) as small:
+        tracer = Tracer(small)
+        small.trace(os.getpid())
+        with pair() as (client, server):
+            for _ in range(200):
+                client.send(REQUEST)
+                server.recv(4096)
+            kept = len(tracer.of("chunk"))
+            counted = tracer.counted()
+            assert counted["chunks"] == 400 and counted["sent_chunks"] == kept < 400
+            assert counted["unsent_bytes"] == (400 - kept) * len(REQUEST)
+            client.send(REQUEST)
+            server.recv(4096)
+            told = [e.unsent_chunks for e in tracer.of("chunk")[kept:]]
+            assert sum(told) == 400 - kept
+            conn_ids = {opened(tracer, client).conn_id, opened(tracer, server).conn_id}
+            with pair() as (second, other):  # not announced: the ring is full before its first chunk
+                for _ in range(200):
+                    client.send(REQUEST)
+                    server.recv(4096)
+                second.send(REQUEST)
+                other.recv(4096)
+                tracer.read()
+                second.send(REQUEST)
+                other.recv(4096)
+                assert opened(tracer, second).flags == 0
+                assert tracer.of("chunk", OUT, opened(tracer, second).conn_id)[0].unsent_chunks == 1
+        tracer.wait(lambda events: {e.conn_id for e in events if e.kind == "close"} >= conn_ids)
+        closes = [e for e in tracer.of("close") if e.conn_id in conn_ids]
+        # the last round is told by no chunk: by the close alone
+        assert sum(sum(e.totals["unsent_chunks"]) for e in closes) == counted_unsent(tracer, conn_ids)
+        assert tracer.counted()["unsent_events"] >= 1
+        small.untrace(os.getpid())
+
+
+def counted_unsent(tracer: Tracer, conn_ids: set[int]) -> int:
+    """Chunks of these connections that no record tells of: all made, less those that came."""
+    came = sum(1 for e in tracer.of("chunk") if e.conn_id in conn_ids and not e.flags & CONTINUED)
+    return 2 * 401 - came
+
+
+def test_a_chunk_that_the_ring_refuses_half_way_adds_up() -> None:
+    """Its first records are sent, the rest is not: the chunk came, the bytes are told apart."""
+    size = 66_000  # four records, of which the ring takes three
+    with load(ring_bytes=65536) as small:
+        tracer = Tracer(small)
+        small.trace(os.getpid())
+        with pair() as (client, server):
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            assert client.send(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (size - 19)) == size
+            counted = tracer.counted()
+            kept = sum(e.size for e in tracer.of("chunk"))
+            assert (counted["chunks"], counted["sent_chunks"], counted["unsent_chunks"]) == (1, 1, 0)
+            assert 0 < counted["sent_bytes"] == kept == size - counted["unsent_bytes"]
+            client.send(REQUEST)
+            last = tracer.of("chunk", OUT)[-1]
+            assert last.unsent_chunks == 1 and last.pos - moved(tracer.of("chunk", OUT)[-2]) == size - kept
+            exactly(server, size)
+        small.untrace(os.getpid())
+
+
+def test_tables_that_are_full_are_counted() -> None:
+    with load(connections_max=16) as small:
+        tracer = Tracer(small)
+        small.trace(os.getpid())
+        with contextlib.ExitStack() as stack:
+            pairs = [stack.enter_context(pair()) for _ in range(20)]
+            for client, server in pairs:
+                client.send(REQUEST)
+                server.recv(4096)
+            counted = tracer.counted()
+            assert counted["connections"] == 16 and counted["connections_refused"] >= 24
+            assert (counted["chunks"], counted["sent_chunks"], counted["unsent_chunks"]) == (40, 16, 24)
+        small.untrace(os.getpid())
+
+
+def test_many_short_connections_leave_nothing_behind(tracer: Tracer) -> None:
+    for _ in range(300):
+        with pair() as (client, server):
+            client.send(REQUEST)
+            server.recv(4096)
+    tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 600)
+    assert len({e.conn_id for e in tracer.of("open")}) == 600
+    counted = tracer.counted()
+    assert counted["connections"] == 600 and counted["unsent_events"] == 0
+
+
+def test_closing_the_kernel_side_detaches_all() -> None:
+    each = load()
+    attached = len(each._attachments.fds)
+    assert attached == 26
+    each.trace(os.getpid())
+    each.close()
+    with pair() as (client, server):
+        client.send(REQUEST)
+        server.recv(4096)
