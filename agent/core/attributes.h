@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Every attribute that a span or a series may carry: its key (semantic conventions 1.44.0), written
+ * here and nowhere else, and how a list of attributes lies in memory. */
+#pragma once
+#include <stdint.h>
+
+enum attribute_type {
+    ATTRIBUTE_TEXT = 1,   /* UTF-8, always valid: the core replaces what is not */
+    ATTRIBUTE_INT = 2,    /* int64_t */
+    ATTRIBUTE_DOUBLE = 3, /* double */
+    ATTRIBUTE_BOOL = 4,   /* int64_t, 0 or 1 */
+    ATTRIBUTE_TEXTS = 5,  /* a list of texts, each uint32_t length and bytes, unaligned */
+};
+
+/* X(identifier, key, metric): metric says whether series are told apart by it */
+#define ATTRIBUTES(X)                                                                                  \
+    X(HTTP_REQUEST_METHOD, "http.request.method", 1)                                                   \
+    X(HTTP_REQUEST_METHOD_ORIGINAL, "http.request.method_original", 0)                                 \
+    X(HTTP_RESPONSE_STATUS_CODE, "http.response.status_code", 1)                                       \
+    X(HTTP_ROUTE, "http.route", 1)                                                                     \
+    X(HTTP_REQUEST_BODY_SIZE, "http.request.body.size", 0)                                             \
+    X(HTTP_RESPONSE_BODY_SIZE, "http.response.body.size", 0)                                           \
+    X(URL_SCHEME, "url.scheme", 1)                                                                     \
+    X(URL_PATH, "url.path", 0)                                                                         \
+    X(URL_QUERY, "url.query", 0)                                                                       \
+    X(URL_FULL, "url.full", 0)                                                                         \
+    X(USER_AGENT_ORIGINAL, "user_agent.original", 0)                                                   \
+    X(ERROR_TYPE, "error.type", 1)                                                                     \
+    X(NETWORK_PROTOCOL_NAME, "network.protocol.name", 1)                                               \
+    X(NETWORK_PROTOCOL_VERSION, "network.protocol.version", 1)                                         \
+    X(NETWORK_PEER_ADDRESS, "network.peer.address", 0)                                                 \
+    X(NETWORK_PEER_PORT, "network.peer.port", 0)                                                       \
+    X(CLIENT_ADDRESS, "client.address", 0)                                                             \
+    X(CLIENT_PORT, "client.port", 0)                                                                   \
+    X(SERVER_ADDRESS, "server.address", 2)                                                             \
+    X(SERVER_PORT, "server.port", 2)                                                                   \
+    X(LINK_METHOD, "ebpf_otlp_tracer.parent.method", 0)
+
+enum attribute_key {
+    KEY_NONE = 0,
+#define ATTRIBUTE_ENUM(identifier, key, metric) KEY_##identifier,
+    ATTRIBUTES(ATTRIBUTE_ENUM)
+#undef ATTRIBUTE_ENUM
+    KEY_COUNT,
+    KEY_CAPTURED = 1024, /* the first captured header: "http.request.header.<name>" and so on */
+};
+
+/* `metric` above */
+enum attribute_metric {
+    METRIC_NEVER = 0,
+    METRIC_ALWAYS = 1,
+    METRIC_CLIENT = 2, /* on spans of kind client only */
+};
+
+/* A list of attributes is these, one behind the other, each padded to a multiple of 8 bytes. */
+struct attribute {
+    uint16_t key;  /* enum attribute_key */
+    uint16_t type; /* enum attribute_type */
+    uint32_t size; /* bytes of value that follow, without the padding */
+};
+_Static_assert(sizeof(struct attribute) == 8, "attribute");

@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The queue of requests of a connection, and the making of a span row; see pairing.h. */
+#include "pairing.h"
+#include "linking.h"
+#include "series.h"
+
+#define FINISH_ROOM 4096          /* what finish() and the link may append */
+#define TRACESTATE_MAX 512        /* W3C trace context, 3.3.1.1: at least 512 characters are passed on */
+#define ARENA_FIRST (256 * 1024)
+
+static uint32_t padded(uint32_t n)
+{
+    return (n + 7) & ~7U;
+}
+
+static struct pending *pending_new(struct core *core, struct connection *c, uint32_t tracestate,
+                                   uint32_t attributes)
+{
+    struct pending *p = core_allocate(core, NULL, 0, sizeof(*p));
+    if (p == NULL)
+        return NULL;
+    p->capacity = padded(tracestate) + attributes;
+    p->data = p->capacity ? core_allocate(core, NULL, 0, p->capacity) : NULL;
+    if (p->capacity && p->data == NULL) {
+        core_allocate(core, p, sizeof(*p), 0);
+        return NULL;
+    }
+    p->connection = c;
+    if (c->last)
+        c->last->next = p;
+    else
+        c->first = p;
+    c->last = p;
+    c->pending++;
+    return p;
+}
+
+/* Takes the exchange out of every list that knows it. */
+static void pending_free(struct core *core, struct pending *p)
+{
+    struct connection *c = p->connection;
+    for (struct pending **at = &c->first, *before = NULL; *at; before = *at, at = &(*at)->next)
+        if (*at == p) {
+            *at = p->next;
+            if (c->last == p)
+                c->last = before;
+            break;
+        }
+    c->pending--;
+    for (int i = 0; i < 2; i++)
+        if (c->streams[i].current == p)
+            c->streams[i].current = NULL;
+    link_close(core, p);
+    core_allocate(core, p->data, p->capacity, 0);
+    core_allocate(core, p, sizeof(*p), 0);
+}
+
+struct pending *pairing_request(struct core *core, struct connection *c, const struct chunk_event *event,
+                                const struct stream *s, const struct step *step, const uint8_t *window,
+                                const struct builder *attributes)
+{
+    if (c->pending >= core->config.pending_max) {
+        /* Without this one the order is broken: no answer that follows could be told apart. */
+        pairing_drop_all(core, c);
+    }
+    uint32_t tracestate = step->tracestate.length <= TRACESTATE_MAX ? step->tracestate.length : 0;
+    struct pending *p = pending_new(core, c, tracestate, attributes->size);
+    if (p == NULL) {
+        core->stats.requests_dropped++;
+        pairing_drop_all(core, c);
+        return NULL;
+    }
+    p->start_ktime = s->message_ktime;
+    p->start_pos = s->message_pos;
+    p->tgid = event->tgid;
+    p->tid = event->header.tid;
+    p->hint = step->hint;
+    p->tracestate_size = tracestate;
+    if (tracestate)
+        memcpy(p->data, window + step->tracestate.offset, tracestate);
+    p->attributes_size = attributes->size;
+    if (attributes->size)
+        memcpy(p->data + padded(tracestate), attributes->data, attributes->size);
+    link_request(core, p, &step->context);
+    if (c->kind == KIND_SERVER)
+        link_open(core, p);
+    return p;
+}
+
+struct pending *pairing_response(struct core *core, struct connection *c, const struct stream *s,
+                                 const struct step *step, const struct builder *attributes)
+{
+    struct pending *p = c->first;
+    /* An answer that began before its request answers something that was not seen. */
+    if (p == NULL || p->responded || p->start_ktime > s->message_ktime) {
+        core->stats.responses_unmatched++;
+        return NULL;
+    }
+    uint32_t used = padded(p->tracestate_size) + p->attributes_size;
+    uint8_t *data = core_allocate(core, p->data, p->capacity, (size_t)used + attributes->size);
+    if (data) {
+        p->data = data;
+        p->capacity = used + attributes->size;
+        memcpy(p->data + used, attributes->data, attributes->size);
+        p->attributes_size += attributes->size;
+    } else {
+        core->stats.attributes_left_out++;
+    }
+    p->responded = true;
+    p->status = step->status;
+    return p;
+}
+
+/* Room for one more row and `bytes` in the arena; false when memory is short. */
+static bool batch_reserve(struct core *core, struct batch *b, uint64_t bytes)
+{
+    if (b->count == b->rows_capacity) {
+        uint32_t capacity = b->rows_capacity ? b->rows_capacity * 2 : 256;
+        struct span_row *rows = core_allocate(core, b->rows, (size_t)b->rows_capacity * sizeof(*rows),
+                                              (size_t)capacity * sizeof(*rows));
+        if (rows == NULL)
+            return false;
+        b->rows = rows;
+        b->rows_capacity = capacity;
+    }
+    if (b->size + bytes > b->capacity) {
+        uint64_t capacity = b->capacity ? b->capacity : ARENA_FIRST;
+        while (capacity < b->size + bytes)
+            capacity *= 2;
+        if (capacity > UINT32_MAX)
+            return false;
+        uint8_t *arena = core_allocate(core, b->arena, b->capacity, capacity);
+        if (arena == NULL)
+            return false;
+        b->arena = arena;
+        b->capacity = capacity;
+    }
+    return true;
+}
+
+void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, uint64_t end_ktime)
+{
+    struct connection *c = p->connection;
+    struct process *process = process_of(core, p->tgid);
+    struct batch *batch = &core->batches[core->filling];
+    uint32_t state = padded(p->tracestate_size);
+    core->stats.requests_unanswered += outcome != OUTCOME_ANSWERED;
+    if (!batch_reserve(core, batch, (uint64_t)state + p->attributes_size + FINISH_ROOM + 256)) {
+        core->stats.spans_refused++;
+        pending_free(core, p);
+        return;
+    }
+    uint8_t *list = batch->arena + batch->size + state;
+    memcpy(batch->arena + batch->size, p->data, p->tracestate_size);
+    memcpy(list, p->data + state, p->attributes_size);
+
+    struct exchange exchange = {
+        .kind = c->kind,
+        .outcome = outcome,
+        .responded = p->responded,
+        .hint = p->hint,
+        .status = p->status,
+        .request_body = p->request_ended ? (int64_t)p->request_body : -1,
+        .response_body = p->responded && !p->size_unknown && outcome == OUTCOME_ANSWERED ? (int64_t)p->response_body : -1,
+        .options = &core->config.protocol,
+        .attributes = list,
+        .attributes_size = p->attributes_size,
+        .routes = process ? process->routes : NULL,
+    };
+    struct builder out = {.data = list, .size = p->attributes_size, .capacity = p->attributes_size + FINISH_ROOM};
+    struct finished finished = {.metric = METRIC_COUNT};
+    c->protocol->finish(&exchange, &finished, &out);
+    static const char *const methods[] = {NULL, "traceparent", "connection", "thread"};
+    if (methods[p->link])
+        builder_text(&out, KEY_LINK_METHOD, methods[p->link], strlen(methods[p->link]), 64);
+    core->stats.attributes_left_out += out.left_out;
+
+    if (end_ktime < p->start_ktime)
+        end_ktime = p->start_ktime;
+    uint32_t series = UINT32_MAX;
+    if (finished.metric < METRIC_COUNT)
+        series = series_add(core, p->tgid, finished.metric, c->kind, list, out.size, p->start_ktime,
+                            end_ktime - p->start_ktime);
+    if (!(p->trace_flags & 1)) {
+        core->stats.spans_unsampled++;
+        pending_free(core, p);
+        return;
+    }
+    struct span_row *row = &batch->rows[batch->count++];
+    *row = (struct span_row){
+        .start_ktime_ns = p->start_ktime,
+        .end_ktime_ns = end_ktime,
+        .conn_id = c->id,
+        .tgid = p->tgid,
+        .tid = p->tid,
+        .tracestate_offset = (uint32_t)batch->size,
+        .tracestate_size = p->tracestate_size,
+        .attributes_offset = (uint32_t)(batch->size + state),
+        .attributes_size = out.size,
+        .name_offset = (uint32_t)(batch->size + state + out.size),
+        .name_size = finished.name_size,
+        .kind = c->kind,
+        .status = (uint8_t)finished.status,
+        .link = p->link,
+        .protocol = c->protocol_id,
+        .trace_flags = p->trace_flags,
+        .remote_parent = p->remote_parent,
+        .series = series,
+    };
+    memcpy(row->trace_id, p->trace_id, sizeof(row->trace_id));
+    memcpy(row->span_id, p->span_id, sizeof(row->span_id));
+    memcpy(row->parent_id, p->parent_id, sizeof(row->parent_id));
+    memcpy(list + out.size, finished.name, finished.name_size);
+    batch->size += state + out.size + padded(finished.name_size);
+    core->stats.spans++;
+    if (process)
+        process->ledger.spans++;
+    pending_free(core, p);
+}
+
+static void drop(struct core *core, struct pending *p)
+{
+    struct process *process = process_of(core, p->tgid);
+    if (process)
+        process->ledger.orphans++;
+    core->stats.requests_dropped++;
+    pending_free(core, p);
+}
+
+void pairing_drop_all(struct core *core, struct connection *c)
+{
+    while (c->first)
+        drop(core, c->first);
+}
+
+void pairing_drop_after(struct core *core, struct pending *p)
+{
+    while (p->next)
+        drop(core, p->next);
+}
+
+void pairing_finish_all(struct core *core, struct connection *c, enum outcome outcome, uint64_t ktime_ns)
+{
+    while (c->first)
+        pairing_finish(core, c->first, outcome, ktime_ns);
+}

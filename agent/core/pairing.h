@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Requests to responses, and an answered request to a span row. */
+#pragma once
+#include "connection.h"
+
+/* A request from its head to its answer's last byte. */
+struct pending {
+    struct pending *next;
+    struct connection *connection;
+    struct pending *thread_next; /* list of struct thread, server requests only */
+    uint64_t start_ktime, start_pos;
+    uint8_t trace_id[16], span_id[8], parent_id[8];
+    uint8_t trace_flags, link, remote_parent;
+    bool on_thread, request_ended, responded, size_unknown;
+    uint32_t tgid, tid, hint;
+    int32_t status;
+    uint64_t request_body, response_body;
+    uint32_t tracestate_size; /* behind the attributes of the request */
+    uint32_t attributes_size;
+    uint32_t capacity; /* of data */
+    uint8_t *data;     /* tracestate (padded to 8), then attributes */
+};
+
+struct pending *pairing_request(struct core *core, struct connection *c, const struct chunk_event *event,
+                                const struct stream *s, const struct step *step, const uint8_t *window,
+                                const struct builder *attributes);
+/* The exchange that a response head answers, or NULL: none. */
+struct pending *pairing_response(struct core *core, struct connection *c, const struct stream *s,
+                                 const struct step *step, const struct builder *attributes);
+/* Makes the span and frees the exchange. */
+void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, uint64_t end_ktime);
+/* Frees without a span: which answer belongs to which request is no longer known. */
+void pairing_drop_all(struct core *core, struct connection *c);
+/* The same for those that were asked after this one. */
+void pairing_drop_after(struct core *core, struct pending *p);
+/* All that wait become spans that were never (fully) answered. */
+void pairing_finish_all(struct core *core, struct connection *c, enum outcome outcome, uint64_t ktime_ns);

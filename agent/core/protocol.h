@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The contract of a protocol: what a parser is given, what it answers.
+ *
+ * The engine (stream.c) hands a parser the bytes of one direction from a message boundary on. The parser
+ * reads one step and says what follows: bytes to pass over that nobody needs, whether the message
+ * began or ended with this step. It keeps nothing but `state`; it never sees a position, a hole or a
+ * socket. A protocol file includes this header and no other of ours. */
+#pragma once
+#include "attributes.h"
+#include "builder.h"
+#include "cursor.h"
+#include "options.h"
+#include "span.h"
+
+enum sender { SENDER_CLIENT, SENDER_SERVER };
+enum pairing { PAIR_IN_ORDER, PAIR_BY_ID };
+
+#define SKIP_TO_END UINT64_MAX /* the rest of this direction, until it is closed */
+
+/* Read from a traceparent and tracestate header (https://www.w3.org/TR/trace-context/). */
+struct trace_context {
+    uint8_t valid; /* trace and span id are not zero, version is known */
+    uint8_t flags;
+    uint8_t trace_id[16];
+    uint8_t span_id[8];
+};
+
+/* One step of a stream. Zeroed by the engine before each call. */
+struct step {
+    bool begins;   /* a message's head was read: attributes, hint, context, status are set */
+    bool ends;     /* the message is complete once `skip` bytes have passed */
+    bool interim;  /* a response that does not answer yet (HTTP 1xx): paired with nothing */
+    bool opaque;   /* the connection leaves this protocol behind this message (upgrade, CONNECT) */
+    bool whole;    /* the framing runs through the coming bytes: capture all of them */
+    bool failed;   /* the response reports an error (engine: for pairing by outcome only) */
+    uint64_t skip; /* bytes that follow what was read and that nobody needs; SKIP_TO_END */
+    uint64_t body; /* how many of the bytes read and skipped are body content */
+    uint32_t hint; /* request: given back in parse_context.hint of the responses that answer it */
+    uint64_t id;   /* PAIR_BY_ID */
+    int32_t status; /* response: the protocol's code */
+    struct trace_context context;
+    struct slice tracestate; /* into the window */
+};
+
+/* Where the parser stands: constant for a call. */
+struct parse_context {
+    enum sender sender;
+    enum span_kind kind;     /* the side that is observed: attributes differ */
+    uint32_t hint;           /* response: of the oldest request not yet answered; 0: none is known */
+    const uint8_t *local_address, *remote_address; /* 16 bytes, IPv4 as ::ffff:a.b.c.d */
+    uint16_t local_port, remote_port;
+    const struct protocol_options *options;
+};
+
+/* How an exchange ended. */
+enum outcome {
+    OUTCOME_ANSWERED,
+    OUTCOME_CLOSED,  /* the connection was closed before the answer was complete */
+    OUTCOME_RESET,   /* it was reset */
+    OUTCOME_TIMEOUT, /* nothing came for the configured time */
+};
+
+/* A request with what is known of its response, when the span is made. */
+struct exchange {
+    enum span_kind kind;
+    enum outcome outcome;
+    bool responded;          /* a response head was read */
+    uint32_t hint;           /* of the request */
+    int32_t status;          /* of the response */
+    int64_t request_body;    /* bytes; -1: not known */
+    int64_t response_body;
+    const struct protocol_options *options;
+    const uint8_t *attributes; /* what the parser wrote for request and response, request first */
+    uint32_t attributes_size;
+    struct routes *routes;     /* of this process */
+};
+
+/* What `finish` decides beside attributes. */
+struct finished {
+    enum span_status status;
+    enum metric_id metric;
+    uint32_t name_size;
+    char name[256]; /* UTF-8, not terminated */
+};
+
+#define STREAM_STATE_SIZE 32
+
+struct protocol {
+    const char *name;
+    enum pairing pairing;
+    /* Reads one step. On PARSE_OK the cursor stands behind what was read, which is at least one byte.
+     * On PARSE_NEED_MORE nothing counts as read and `state` is unchanged.
+     * `state` is STREAM_STATE_SIZE bytes, zero at the start of a stream and after a resync.
+     * What it appends to `attributes` belongs to the message and is dropped unless PARSE_OK. */
+    enum parse_status (*parse)(struct cursor *in, const struct parse_context *context, void *state,
+                               struct step *step, struct builder *attributes);
+    /* Offset of the first byte at or after `from` that may begin a message, or `length`. */
+    size_t (*resync)(const uint8_t *data, size_t length, size_t from, enum sender sender);
+    /* Name, status and the attributes that need both sides. Appends to `attributes`. */
+    void (*finish)(const struct exchange *exchange, struct finished *out, struct builder *attributes);
+    size_t window_max; /* a message head longer than this is invalid */
+};
+
+/* routes.c: the low-cardinality route of a path, by the documented heuristic.
+ * Writes to `out` (at most `max` bytes) and returns the length; 0: no route (the cap was reached).
+ * `path` is UTF-8 without query. */
+struct routes;
+struct routes *routes_new(uint32_t max);
+void routes_free(struct routes *routes);
+uint32_t routes_match(struct routes *routes, const char *path, uint32_t size, char *out, uint32_t max);

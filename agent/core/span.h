@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The columns that leave the core: a span is one row and one list of attributes in the batch's arena. */
+#pragma once
+#include <stdint.h>
+
+enum span_kind { KIND_SERVER = 2, KIND_CLIENT = 3 }; /* numbers of OTLP's Span.SpanKind */
+enum span_status { STATUS_UNSET = 0, STATUS_ERROR = 2 };
+
+/* How the parent was found, in order of trust. */
+enum link_method {
+    LINK_NONE = 0,        /* a root */
+    LINK_TRACEPARENT = 1, /* read off the wire */
+    LINK_CONNECTION = 2,  /* the other end of the same TCP connection, on this host */
+    LINK_THREAD = 3,      /* the one request open on the thread that sent this one */
+};
+
+struct span_row {
+    uint8_t trace_id[16];
+    uint8_t span_id[8];
+    uint8_t parent_id[8]; /* zero: a root */
+    uint64_t start_ktime_ns;
+    uint64_t end_ktime_ns;
+    uint64_t conn_id;
+    uint32_t tgid;
+    uint32_t tid;
+    uint32_t attributes_offset; /* into the arena, a multiple of 8 */
+    uint32_t attributes_size;
+    uint32_t name_offset; /* UTF-8 in the arena */
+    uint32_t name_size;
+    uint32_t tracestate_offset; /* as received; size 0: none */
+    uint32_t tracestate_size;
+    uint8_t kind;        /* enum span_kind */
+    uint8_t status;      /* enum span_status */
+    uint8_t link;        /* enum link_method */
+    uint8_t protocol;    /* enum protocol_id */
+    uint8_t trace_flags; /* W3C: bit 0 sampled */
+    uint8_t remote_parent; /* 1: the parent came off the wire */
+    uint16_t padding;
+    uint32_t series; /* row of the series this span counts in; UINT32_MAX: none */
+    uint32_t padding2;
+};
+_Static_assert(sizeof(struct span_row) == 104, "span_row");
+
+/* Duration metrics, one histogram per set of attributes; bounds in seconds. */
+enum series_limits { SERIES_BUCKETS = 16 };
+
+enum metric_id { METRIC_HTTP_SERVER_DURATION = 0, METRIC_HTTP_CLIENT_DURATION = 1, METRIC_COUNT };
+
+struct series_row {
+    uint32_t tgid;
+    uint16_t metric;   /* enum metric_id */
+    uint16_t overflow; /* 1: the table was full, this one stands for all the others of its metric */
+    uint32_t attributes_offset; /* into the series arena */
+    uint32_t attributes_size;
+    uint64_t start_ktime_ns; /* of the first span counted */
+    uint64_t count;
+    double sum_s, min_s, max_s;
+    uint64_t buckets[SERIES_BUCKETS]; /* n bounds, n + 1 counts, the rest is zero */
+};
+_Static_assert(sizeof(struct series_row) == 184, "series_row");
+
+/* What became of the bytes and chunks of one process: the completeness ledger.
+ * Over all processes, with the kernel's own quiet, unknown, encrypted and unsent counts, the sum is
+ * what the kernel counted. */
+enum ledger_class {
+    LEDGER_PARSED,    /* in a message, or a body passed over by its known length */
+    LEDGER_TRUNCATED, /* not copied (budget), and the message could not be followed across it */
+    LEDGER_LOST,      /* the ring refused them, or a call that is not hooked moved them */
+    LEDGER_UNKNOWN,   /* no protocol of ours, or invalid */
+    LEDGER_LATE,      /* before the first message boundary of a connection joined in the middle */
+    LEDGER_ENCRYPTED, /* TLS */
+    LEDGER_CLASSES,
+};
+
+struct ledger_row {
+    uint32_t tgid;
+    uint32_t gaps; /* holes in streams that cost a message */
+    uint64_t chunks[LEDGER_CLASSES];
+    uint64_t bytes[LEDGER_CLASSES];
+    uint64_t spans;
+    uint64_t requests; /* messages that asked */
+    uint64_t orphans;  /* responses without a request, requests whose answer was never seen */
+};
+_Static_assert(sizeof(struct ledger_row) == 128, "ledger_row");

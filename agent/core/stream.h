@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One direction of a connection: bytes in order, holes, and where its parser stands.
+ *
+ * A hole (bytes that nobody copied, or that were lost) is either passed over, because the message said
+ * that nobody needs these bytes, or it ends the synchronisation: the stream then waits for a call
+ * whose first bytes begin a message. */
+#pragma once
+#include "protocol.h"
+
+struct core;
+struct connection;
+struct pending;
+struct chunk_event;
+
+enum sync {
+    SYNC_NEW,  /* no byte yet */
+    SYNC_OK,   /* the parser stands at a known place */
+    SYNC_LOST, /* waiting for a message start */
+};
+
+struct stream {
+    uint64_t seen;   /* position behind the last byte that came or is known to be missing */
+    uint64_t skip;   /* bytes still to pass over; SKIP_TO_END */
+    uint64_t message_ktime, message_pos; /* first byte of the message being read */
+    uint64_t last_ktime; /* last chunk */
+    struct pending *current; /* the exchange this message belongs to; NULL: none */
+    uint32_t unsent; /* chunks the ring refused, as far as records have told */
+    uint8_t *buffer; /* bytes of an incomplete step */
+    uint32_t length, capacity;
+    uint32_t need;    /* the parser said: not before the window is this long */
+    uint32_t tried;   /* length of the window it said that of */
+    uint8_t sync;     /* enum sync */
+    uint8_t lost_as;  /* enum ledger_class of bytes that come while SYNC_LOST */
+    bool in_message;  /* a head was read, the end was not */
+    bool ends;        /* the message is complete when `skip` is 0 */
+    bool whole;       /* the kernel side was asked for all bytes */
+    bool ended;       /* FIN */
+    uint64_t state[STREAM_STATE_SIZE / 8]; /* the parser's own */
+};
+
+/* A record of this direction: bytes, holes, messages, in this order. */
+void stream_chunk(struct core *core, struct connection *c, unsigned direction,
+                  const struct chunk_event *event);
+/* Nothing more comes: a message that lasts until the end is complete. */
+void stream_end(struct core *core, struct connection *c, unsigned direction, uint64_t ktime_ns);
+void stream_free(struct core *core, struct stream *s);
+/* Forgets the message in progress and waits for a start. */
+void stream_lose(struct core *core, struct connection *c, unsigned direction, enum ledger_class as);

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Fuzz target over the core: any order of events with any bytes, holes and lies about sizes.
+ *
+ * The input is a list of operations. Two connections are the mirror image of each other, so that linking
+ * is in the game. What must hold afterwards: no finding of the sanitizers, every seen byte is in one
+ * class of the ledger, and a closed core owns nothing. */
+#include "../../agent/core/core.h"
+#include "../../bpf/events.h"
+#include "../../bpf/protocols.h"
+#include <stdlib.h>
+#include <string.h>
+
+static uint8_t records[1 << 20];
+static size_t used;
+
+static void push(const void *record, uint32_t length)
+{
+    uint32_t padded = (length + 7) & ~7U;
+    if (used + 8 + padded > sizeof(records))
+        return;
+    memcpy(records + used, &length, 4);
+    memset(records + used + 4, 0, 4);
+    memcpy(records + used + 8, record, length);
+    used += 8 + padded;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static const char *const methods[] = {"GET", "HEAD", "POST", "CONNECT"};
+    static const char *const redact[] = {"sig"};
+    struct core_config config = {
+        .connections_max = 8, .pending_max = 16, .stream_bytes_max = 4096, .buffer_bytes_max = 16384,
+        .batch_spans_max = 64, .series_max = 4, .hold_ns = 10, .request_timeout_ns = 1000,
+        .idle_timeout_ns = 100000, .id_seed = {1, 2}, .sampler_ratio = 1, .sampler_parent_based = 1,
+        .protocol = {.route_heuristic = 1, .routes_max = 8, .redact_count = 1, .redact_keys = redact,
+                     .method_count = 4, .methods = methods},
+    };
+    struct core *core = core_new(&config);
+    uint64_t now = 1000, pos[4][2] = {{0}}, seen = 0;
+    used = 0;
+    while (size >= 4) {
+        uint8_t op = data[0], flags = data[1];
+        unsigned conn = (op >> 4) & 3, direction = (op >> 6) & 1;
+        uint32_t n = data[2] | (uint32_t)(data[3] & 15) << 8;
+        data += 4, size -= 4;
+        now += flags & 7;
+        struct event_header header = {.direction = (uint8_t)direction, .tid = 1 + (conn & 1), .ktime_ns = now - (flags >> 6),
+                                      .conn_id = conn + 1, .protocol = flags & 8 ? PROTOCOL_HTTP1 : 0};
+        switch (op & 7) {
+        case 0: {
+            struct open_event e = {.header = header, .tgid = 7, .netns = 1, .role = flags & 16 ? conn % 3 : 0,
+                                   .local_port = conn & 1 ? 80 : 4000, .remote_port = conn & 1 ? 4000 : 80};
+            e.header.kind = EVENT_OPEN;
+            e.header.flags = flags & 3;
+            push(&e, sizeof(e));
+            break;
+        }
+        case 1: {
+            struct close_event e = {.header = header};
+            e.header.kind = flags & 16 ? EVENT_CLOSE : EVENT_FIN;
+            e.header.flags = flags & CHUNK_RESET;
+            push(&e, sizeof(e));
+            break;
+        }
+        case 2: { /* a record that lies: any bytes */
+            if (n > size)
+                n = (uint32_t)size;
+            push(data, n);
+            data += n, size -= n;
+            break;
+        }
+        case 3: /* a hole */
+            pos[conn][direction] += n;
+            break;
+        default: {
+            static uint8_t record[sizeof(struct chunk_event) + 4096];
+            struct chunk_event *e = (struct chunk_event *)record;
+            uint32_t captured = n < size ? n : (uint32_t)size;
+            uint32_t tail = flags & 32 && captured > 4 ? 4 : 0;
+            *e = (struct chunk_event){.header = header, .pos = pos[conn][direction], .tgid = 7, .tail = (uint16_t)tail,
+                                      .size = captured + (flags & 64 ? n : 0), .head = (uint16_t)(captured - tail),
+                                      .quiet_bytes = flags & 128 ? n : 0};
+            e->header.kind = EVENT_CHUNK;
+            e->header.flags = flags & 16 ? CHUNK_CONTINUED : 0;
+            memcpy(e->payload, data, captured);
+            data += captured, size -= captured;
+            pos[conn][direction] += e->size;
+            seen += e->size;
+            push(e, (uint32_t)sizeof(*e) + captured);
+        }
+        }
+        if ((op & 8) && used) {
+            core_feed(core, records, used, now, false);
+            used = 0;
+            struct span_batch batch;
+            core_take_spans(core, &batch);
+            for (uint32_t i = 0; i < batch.count; i++) {
+                const struct span_row *r = &batch.rows[i];
+                if ((uint64_t)r->attributes_offset + r->attributes_size > batch.arena_size ||
+                    (uint64_t)r->name_offset + r->name_size > batch.arena_size || r->end_ktime_ns < r->start_ktime_ns)
+                    abort();
+            }
+        }
+    }
+    core_feed(core, records, used, now + 1, true);
+    struct ledger_row rows[16];
+    uint32_t count = core_ledger(core, rows, 16);
+    for (uint32_t i = 0; i < count; i++)
+        for (int k = 0; k < LEDGER_CLASSES; k++)
+            if (rows[i].bytes[k] > UINT64_MAX / 2) /* moved out of a class it was never in */
+                abort();
+    core_forget_gone(core);
+    core_free(core);
+    return 0;
+}

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds and runs the fuzz targets: python -m tests.fuzz.run --seconds 60
+
+The corpus is kept in build/fuzz; that of a protocol starts with the cases of its contract tests. Exits
+with 1 when an input broke a promise; libFuzzer then has written it to build/fuzz and its report to the
+terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.contract import CORE, ROOT, SOURCES, Case, compile_c, protocol_names
+
+TARGETS = ROOT / "tests" / "fuzz"
+# Warnings are judged by the build, which is another compiler's.
+FLAGS = ("-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-Wno-error")
+
+
+def compiler() -> str:
+    """libFuzzer comes with clang; Debian 12 has it as clang-14."""
+    for name in (os.environ.get("CLANG", ""), "clang", "clang-14"):
+        if name and shutil.which(name):
+            return name
+    raise SystemExit("no clang found\nhint: apt install clang-14 libclang-rt-14-dev, or set CLANG")
+
+
+def write_seeds(corpus: Path, cases: list[Case]) -> None:
+    for case in cases:
+        control = bytes((case.sender | (case.kind == 2) << 1, case.hints[0] if case.hints else 0, 1, 0))
+        for flags in (0, 4):  # without and with cursor.seen
+            seed = bytes((control[0] | flags,)) + control[1:] + case.data
+            (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+
+
+def fuzz(name: str, seconds: int) -> int:
+    """A target named after a protocol stands on that parser alone, any other on the whole core."""
+    out = ROOT / "build" / "fuzz" / name
+    corpus = out / "corpus"
+    corpus.mkdir(parents=True, exist_ok=True)
+    if name in protocol_names():
+        sources = [*SOURCES, CORE / "protocols" / f"{name}.c"]
+        write_seeds(corpus, importlib.import_module(f"tests.protocols.test_{name}").TestContract.cases)
+    else:
+        sources = sorted({*CORE.glob("*.c"), *CORE.glob("protocols/*.c")} - {CORE / "_core.c"})
+    target = compile_c(f"fuzz_{name}", [*sources, TARGETS / f"fuzz_{name}.c"], *FLAGS, compiler=compiler())
+    options = [f"-max_total_time={seconds}", "-max_len=16384", "-timeout=10", "-print_final_stats=1"]
+    words = TARGETS / f"{name}.dict"
+    if words.exists():
+        options.append(f"-dict={words}")
+    return subprocess.run([target, *options, f"-artifact_prefix={out}/", corpus], check=False).returncode
+
+
+def main() -> int:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    targets = sorted(path.stem.removeprefix("fuzz_") for path in TARGETS.glob("fuzz_*.c"))
+    parser.add_argument("--seconds", type=int, default=60, help="for each target (default: %(default)s)")
+    parser.add_argument("target", nargs="*", default=targets, help=f"of {', '.join(targets)} (default: all)")
+    arguments = parser.parse_args()
+    failed = [name for name in arguments.target if fuzz(name, arguments.seconds)]
+    if failed:
+        print(f"fuzzing found a broken promise in: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
