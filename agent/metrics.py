@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Duration series of the core -> metrics by the semantic conventions, one list per resource."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from agent.core._core import lib
+from agent.engine import Engine, metric_bounds
+from agent.resources import ResourceTable
+from agent.spans import Metric, Point, Resource, read_attributes
+
+
+class Instrument(NamedTuple):
+    name: str
+    unit: str
+    description: str
+
+
+# https://opentelemetry.io/docs/specs/semconv/http/http-metrics/, by enum metric_id
+INSTRUMENTS = {
+    lib.METRIC_HTTP_SERVER_DURATION: Instrument(
+        "http.server.request.duration", "s", "Duration of HTTP server requests."
+    ),
+    lib.METRIC_HTTP_CLIENT_DURATION: Instrument(
+        "http.client.request.duration", "s", "Duration of HTTP client requests."
+    ),
+}
+BOUNDS = {metric: metric_bounds(metric) for metric in INSTRUMENTS}
+OVERFLOW = {"otel.metric.overflow": True}
+
+
+def duration_metrics(
+    engine: Engine, resources: ResourceTable, own: Resource, clock_offset_ns: int
+) -> list[tuple[Resource, list[Metric]]]:
+    """Every series as a histogram point. The series that stands for all others belongs to `own`."""
+    rows, arena = engine.series()
+    points: dict[tuple[Resource, int], list[Point]] = {}
+    for row in rows:
+        resource = own if row["overflow"] else resources.of(int(row["tgid"]))
+        metric = int(row["metric"])
+        attributes = dict(
+            read_attributes(arena, int(row["attributes_offset"]), int(row["attributes_size"]), engine.keys)
+        )
+        points.setdefault((resource, metric), []).append(
+            _point(row, {**attributes, **OVERFLOW} if row["overflow"] else attributes, clock_offset_ns)
+        )
+    by_resource: dict[Resource, list[Metric]] = {}
+    for (resource, metric), of_metric in points.items():
+        by_resource.setdefault(resource, []).append(
+            Metric(*INSTRUMENTS[metric], "histogram", of_metric, BOUNDS[metric])
+        )
+    return list(by_resource.items())
+
+
+def _point(
+    row: np.void, attributes: dict[str, str | int | float | bool | list[str]], offset_ns: int
+) -> Point:
+    return Point(
+        attributes,
+        start_unix_ns=int(row["start_ktime_ns"]) + offset_ns,
+        count=int(row["count"]),
+        sum=float(row["sum_s"]),
+        min=float(row["min_s"]),
+        max=float(row["max_s"]),
+        buckets=row["buckets"][: len(BOUNDS[int(row["metric"])]) + 1].tolist(),
+    )
