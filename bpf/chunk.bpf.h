@@ -3,7 +3,7 @@
  * that account for every one of them (struct kernel_counters). */
 #pragma once
 
-enum { TRIES_MAX = 8, CAPTURE_MAX = SEGMENTS_MAX * HEAD_MAX };
+enum { CAPTURE_MAX = SEGMENTS_MAX * HEAD_MAX };
 
 /* Chunk and bytes into exactly one account. A macro: it names the counter. */
 #define COUNT(counts, account, bytes_now)                                                              \
@@ -46,6 +46,21 @@ INLINE void received_end(struct connection *connection, uint64_t sk, const struc
     else if (!(READ(uint8_t, sk, sock, sk_shutdown) & RCV_SHUTDOWN_))
         return;
     emit_fin(connection, DIRECTION_IN);
+}
+
+/* The verdict over these bytes and those of the calls before, while they may begin a message: a client
+ * may send its first request byte by byte. It falls after CLASSIFY_BYTES bytes at the latest. */
+INLINE enum verdict classify_so_far(struct stream *stream, struct work *work, uint32_t taken, uint8_t *protocol)
+{
+    uint32_t had = stream->had;
+    uint64_t at = BOUND(had, CLASSIFY_BYTES - 1);
+    __builtin_memcpy(work->first, stream->first, CLASSIFY_BYTES);
+    bpf_probe_read_kernel(work->first + at, CLASSIFY_BYTES, work->payload);
+    uint32_t n = least(at + least(taken, CLASSIFY_BYTES), CLASSIFY_BYTES);
+    enum verdict verdict = classify(work->first, n, protocol);
+    stream->had = verdict == VERDICT_MAYBE ? n : 0;
+    __builtin_memcpy(stream->first, work->first, CLASSIFY_BYTES);
+    return verdict;
 }
 
 /* The chunk's way, once per call: skip what nobody wants, know the protocol, copy up to the allowance. */
@@ -122,7 +137,9 @@ INLINE void chunk(const struct traced_process *process, const struct call *call,
         if (protocol != PROTOCOL_UNDECIDED && stream->allowance > wanted)
             wanted = stream->allowance;
         taken = take_first(work, least(wanted, size - offset));
-        if (taken)
+        if (taken && protocol == PROTOCOL_UNDECIDED)
+            verdict = classify_so_far(stream, work, taken, &looks_like);
+        else if (taken)
             verdict = classify(work->payload, least(taken, CLASSIFY_BYTES), &looks_like);
         if (verdict == VERDICT_YES && protocol == PROTOCOL_UNDECIDED) {
             connection->protocol = protocol = looks_like;
@@ -135,14 +152,10 @@ INLINE void chunk(const struct traced_process *process, const struct call *call,
             verdict = VERDICT_NO; /* TLS, say, inside a body */
     }
     bool is_start = verdict != VERDICT_NO;
-    if (protocol == PROTOCOL_UNDECIDED) {
-        /* Too short to tell, or the chunk after such a one: the core can tell, it sees both. All else is
-         * counted, and looked at again next time: a message may begin there. */
-        if ((!is_start && !stream->tries) || stream->tries >= TRIES_MAX) {
-            COUNT(counts, unknown, size);
-            return;
-        }
-        stream->tries++;
+    if (protocol == PROTOCOL_UNDECIDED && !is_start) {
+        /* Counted, and looked at again next time: a message may begin there. */
+        COUNT(counts, unknown, size);
+        return;
     }
     if (is_start)
         stream->allowance = ALLOWANCE;

@@ -47,9 +47,10 @@ struct stream {
     uint32_t quiet_chunks;    /* not yet told */
     uint32_t unsent_not_told; /* chunks */
     uint32_t allowance;       /* bytes of the present message that may still be copied */
-    uint8_t tries;            /* chunks captured while the protocol was not decided */
+    uint8_t had;              /* bytes in `first`; not 0: what came so far may begin a message */
     uint8_t ended;            /* EVENT_FIN was sent */
     uint8_t padding[2];
+    uint8_t first[CLASSIFY_BYTES]; /* of a message that comes a few bytes at a time, until it is known */
 };
 
 /* struct sock address -> its connection. Removed when the kernel destroys the socket, nowhere else. */
@@ -89,6 +90,7 @@ struct work {
     uint32_t segment_start; /* first byte of this record, in the chunk */
     uint32_t filled;        /* payload bytes of this record */
     uint64_t fill;          /* bytes that wait in the ring */
+    uint8_t first[2 * CLASSIFY_BYTES];
     struct connection fresh;
     struct open_event open;
     struct chunk_event chunk;

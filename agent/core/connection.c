@@ -1,20 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Opens, finds, ages and closes connections; see connection.h. */
 #include "connection.h"
+#include "demand.h"
 #include "pairing.h"
+#include "tuples.h"
 
 #define SWEEP_NS 1000000000ULL /* time-outs are seconds: look once a second */
 #define INVALID_MAX 8          /* messages refused in a row before the connection counts as unknown */
-
-static uint64_t tuple_key(const uint8_t *from, uint16_t from_port, const uint8_t *to, uint16_t to_port)
-{
-    uint64_t a[2], b[2];
-    memcpy(a, from, 16);
-    memcpy(b, to, 16);
-    uint64_t key = table_mix(a[1] + 0x9e3779b97f4a7c15ULL * from_port) ^ table_mix(a[0] + 1);
-    key = table_mix(key + b[1]) + table_mix(b[0] + 2) + 0xc2b2ae3d27d4eb4fULL * to_port;
-    return key ? key : 1;
-}
 
 static void recent_unlink(struct core *core, struct connection *c)
 {
@@ -46,34 +38,6 @@ static void touch(struct core *core, struct connection *c, uint64_t ktime_ns)
         recent_unlink(core, c);
         recent_append(core, c);
     }
-}
-
-static void tuple_insert(struct core *core, struct connection *c)
-{
-    const struct open_event *o = &c->open;
-    c->tuple_key = tuple_key(o->local_address, o->local_port, o->remote_address, o->remote_port);
-    c->tuple_next = table_get(&core->tuples, c->tuple_key);
-    if (!table_put(&core->tuples, c->tuple_key, c))
-        c->tuple_key = 0; /* memory is short: this connection cannot be linked */
-}
-
-static void tuple_remove(struct core *core, struct connection *c)
-{
-    if (c->tuple_key == 0)
-        return;
-    struct connection *at = table_get(&core->tuples, c->tuple_key);
-    if (at == c) {
-        if (c->tuple_next)
-            table_put(&core->tuples, c->tuple_key, c->tuple_next);
-        else
-            table_remove(&core->tuples, c->tuple_key);
-    }
-    for (; at && at != c; at = at->tuple_next)
-        if (at->tuple_next == c) {
-            at->tuple_next = c->tuple_next;
-            break;
-        }
-    c->tuple_key = 0;
 }
 
 static void connection_free(struct core *core, struct connection *c)
@@ -192,61 +156,4 @@ void connections_sweep(struct core *core)
             connection_free(core, c);
         }
     }
-}
-
-bool tuple_mirrors(const struct connection *a, const struct connection *b)
-{
-    const struct open_event *x = &a->open, *y = &b->open;
-    return x->local_port == y->remote_port && x->remote_port == y->local_port &&
-           memcmp(x->local_address, y->remote_address, 16) == 0 &&
-           memcmp(x->remote_address, y->local_address, 16) == 0;
-}
-
-struct connection *connection_mirrors(struct core *core, const struct connection *c)
-{
-    const struct open_event *o = &c->open;
-    return table_get(&core->tuples,
-                     tuple_key(o->remote_address, o->remote_port, o->local_address, o->local_port));
-}
-
-/* The slot of a connection, taken over from whoever had it before: a demand is advice, and a
- * connection that lost its slot is captured by the default. */
-static struct demand *demand_of(struct core *core, const struct connection *c)
-{
-    if (core->demands == NULL)
-        return NULL;
-    struct demand *d = &core->demands[c->id % DEMAND_SLOTS];
-    if (d->conn_id != c->id) {
-        __atomic_store_n(&d->conn_id, 0, __ATOMIC_RELEASE);
-        d->skip_to[0] = d->skip_to[1] = 0;
-        d->mode[0] = d->mode[1] = DEMAND_DEFAULT;
-        d->protocol = PROTOCOL_UNDECIDED;
-        __atomic_store_n(&d->conn_id, c->id, __ATOMIC_RELEASE);
-    }
-    return d;
-}
-
-void demand_skip(struct core *core, const struct connection *c, unsigned direction, uint64_t skip_to)
-{
-    struct demand *d = demand_of(core, c);
-    if (d)
-        __atomic_store_n(&d->skip_to[direction], skip_to, __ATOMIC_RELEASE);
-}
-
-void demand_mode(struct core *core, const struct connection *c, unsigned direction, enum demand_mode mode)
-{
-    struct demand *d = demand_of(core, c);
-    if (d)
-        __atomic_store_n(&d->mode[direction], (uint8_t)mode, __ATOMIC_RELEASE);
-}
-
-void demand_protocol(struct core *core, const struct connection *c, uint8_t protocol)
-{
-    struct demand *d = demand_of(core, c);
-    if (d == NULL)
-        return;
-    __atomic_store_n(&d->protocol, protocol, __ATOMIC_RELEASE);
-    if (protocol == PROTOCOL_UNKNOWN)
-        for (unsigned i = 0; i < 2; i++)
-            demand_mode(core, c, i, DEMAND_NOTHING);
 }

@@ -36,13 +36,3 @@ static inline enum sender sender_of(const struct connection *c, unsigned directi
 {
     return (c->kind == KIND_SERVER) == (direction == DIRECTION_IN) ? SENDER_CLIENT : SENDER_SERVER;
 }
-
-/* The connections whose tuple is the mirror image of this one's; walk on with ->tuple_next. A
- * candidate must still be compared by tuple_mirrors(). */
-struct connection *connection_mirrors(struct core *core, const struct connection *c);
-bool tuple_mirrors(const struct connection *a, const struct connection *b);
-
-/* Tells the kernel side what this connection's directions need from now on. */
-void demand_skip(struct core *core, const struct connection *c, unsigned direction, uint64_t skip_to);
-void demand_mode(struct core *core, const struct connection *c, unsigned direction, enum demand_mode mode);
-void demand_protocol(struct core *core, const struct connection *c, uint8_t protocol);

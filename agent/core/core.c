@@ -15,55 +15,6 @@
 #define WAITING_MAX 8192               /* events sorted together */
 #define HOLD_MAX (WAITING_MAX / 2)        /* so that there is always room for new ones */
 #define HOLD_BYTES_MAX (4 * 1024 * 1024) /* copied out of the ring while they wait; above: not held */
-#define PROCESSES_MAX 65536            /* processes with a ledger of their own */
-
-void *core_allocate(struct core *core, void *old, size_t old_size, size_t new_size)
-{
-    if (new_size == 0) {
-        free(old);
-        core->stats.memory_bytes -= old ? old_size : 0;
-        return NULL;
-    }
-    void *memory = old ? realloc(old, new_size) : calloc(1, new_size);
-    if (memory)
-        core->stats.memory_bytes += new_size - (old ? old_size : 0);
-    return memory;
-}
-
-/* xoroshiro128+ (public domain, Blackman and Vigna): ids must not collide, secrecy is not asked. */
-uint64_t core_random(struct core *core)
-{
-    uint64_t a = core->random[0], b = core->random[1], result = a + b;
-    b ^= a;
-    core->random[0] = (a << 24 | a >> 40) ^ b ^ b << 16;
-    core->random[1] = b << 37 | b >> 27;
-    return result ? result : 1;
-}
-
-struct process *process_of(struct core *core, uint32_t tgid)
-{
-    struct process *p = table_get(&core->processes, tgid);
-    if (p || tgid == 0 || core->processes.used >= PROCESSES_MAX)
-        return p;
-    p = core_allocate(core, NULL, 0, sizeof(*p));
-    if (p == NULL)
-        return NULL;
-    p->ledger.tgid = tgid;
-    p->routes = core->config.protocol.route_heuristic ? routes_new(core->config.protocol.routes_max) : NULL;
-    if (!table_put(&core->processes, tgid, p)) {
-        routes_free(p->routes);
-        core_allocate(core, p, sizeof(*p), 0);
-        return NULL;
-    }
-    return p;
-}
-
-static void process_free(struct core *core, struct process *p)
-{
-    table_remove(&core->processes, p->ledger.tgid);
-    routes_free(p->routes);
-    core_allocate(core, p, sizeof(*p), 0);
-}
 
 /* --- making and unmaking ------------------------------------------------------------------------- */
 

@@ -86,7 +86,9 @@ struct core {
 
 extern const struct protocol *const protocols[PROTOCOL_COUNT];
 
+/* Makes the record of a process it meets for the first time. NULL: memory is short, or there are too many. */
 struct process *process_of(struct core *core, uint32_t tgid);
+void process_free(struct core *core, struct process *process);
 /* 64 random bits, never zero. */
 uint64_t core_random(struct core *core);
 /* malloc, realloc and free that keep stats.memory_bytes. */

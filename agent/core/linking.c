@@ -6,13 +6,14 @@
  * among pipelined ones. And a thread that has exactly one incoming request open while it sends
  * one out does so on behalf of it. With two candidates there is no link. */
 #include "linking.h"
+#include "tuples.h"
 
 /* The client's side of the request that this server just read. */
 static struct pending *other_end(struct core *core, const struct pending *p)
 {
     const struct connection *c = p->connection;
     struct pending *found = NULL;
-    for (const struct connection *peer = connection_mirrors(core, c); peer; peer = peer->tuple_next) {
+    for (const struct connection *peer = tuple_partners(core, c); peer; peer = peer->tuple_next) {
         if (peer == c || peer->kind != KIND_CLIENT || !tuple_mirrors(peer, c))
             continue;
         for (struct pending *q = peer->first; q; q = q->next) {

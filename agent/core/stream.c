@@ -4,6 +4,7 @@
  * A chunk is three parts, in order: bytes that the core asked not to be copied, the captured head, a part
  * that the budget left out, the captured tail. Each part is fed on its own: feed_hole(), feed_bytes(). */
 #include "connection.h"
+#include "demand.h"
 #include "pairing.h"
 #include "../../bpf/classify.h"
 

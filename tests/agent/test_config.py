@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -362,7 +363,6 @@ def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_schema_knows_every_option_and_takes_what_loads() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     made = schema()
     validator = jsonschema.Draft202012Validator(made)
     validator.check_schema(made)

@@ -639,15 +639,26 @@ def test_request_that_arrives_byte_by_byte(tracer: Tracer) -> None:
             assert b"".join(e.head for e in tracer.of("chunk", direction)) == REQUEST
 
 
-def test_undecided_for_good_is_given_up(tracer: Tracer) -> None:
-    """Eight chunks are captured of what might become one of ours."""
+def test_what_may_become_a_start_is_captured_until_enough_has_come_to_tell(tracer: Tracer) -> None:
     with pair() as (client, server):
-        for _ in range(20):
+        for _ in range(16):
             client.send(b"A")
             server.recv(1)
-        assert len(tracer.of("chunk", OUT)) == 8
+        assert len(tracer.of("chunk", OUT)) == 15  # no method is as long
     counted = tracer.counted()
-    assert (counted["sent_chunks"], counted["unknown_chunks"]) == (16, 24)
+    assert (counted["sent_chunks"], counted["unknown_chunks"]) == (30, 2)
+
+
+def test_first_request_byte_by_byte_is_captured_and_known(tracer: Tracer) -> None:
+    with pair() as (client, server):
+        for byte in REQUEST:
+            client.send(bytes([byte]))
+            server.recv(1)
+        chunks = tracer.of("chunk", OUT)
+    assert b"".join(e.head for e in chunks) == REQUEST
+    known = [e.protocol for e in chunks].index(HTTP1)
+    assert known == len("GET /") - 1
+    assert tracer.counted()["unknown_chunks"] == 0
 
 
 def test_skipped_bytes_are_not_copied(tracer: Tracer) -> None:

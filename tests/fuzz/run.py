@@ -41,6 +41,19 @@ def write_seeds(corpus: Path, cases: list[Case]) -> None:
             (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
 
 
+def write_conversations(corpus: Path, cases: list[Case]) -> None:
+    """Seeds of the stream target, in its own small language: a connection, then the case in chunks."""
+    opens, receives, sends = 0x20, 0x24, 0x64  # connection 2, which accepted
+    for case in cases:
+        seed = bytes((opens, 16, 0, 0))
+        for at in range(0, len(case.data), 1500):
+            piece = case.data[at : at + 1500]
+            seed += (
+                bytes((sends if case.sender else receives, 8 | 1)) + len(piece).to_bytes(2, "little") + piece
+            )
+        (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+
+
 def fuzz(name: str, seconds: int) -> int:
     """A target named after a protocol stands on that parser alone, any other on the whole core."""
     out = ROOT / "build" / "fuzz" / name
@@ -50,10 +63,13 @@ def fuzz(name: str, seconds: int) -> int:
         sources = [*SOURCES, CORE / "protocols" / f"{name}.c"]
         write_seeds(corpus, importlib.import_module(f"tests.protocols.test_{name}").TestContract.cases)
     else:
+        for protocol in protocol_names():
+            module = importlib.import_module(f"tests.protocols.test_{protocol}")
+            write_conversations(corpus, module.TestContract.cases)
         sources = sorted({*CORE.glob("*.c"), *CORE.glob("protocols/*.c")} - {CORE / "_core.c"})
     target = compile_c(f"fuzz_{name}", [*sources, TARGETS / f"fuzz_{name}.c"], *FLAGS, compiler=compiler())
     options = [f"-max_total_time={seconds}", "-max_len=16384", "-timeout=10", "-print_final_stats=1"]
-    words = TARGETS / f"{name}.dict"
+    words = TARGETS / f"{name if name in protocol_names() else protocol_names()[0]}.dict"
     if words.exists():
         options.append(f"-dict={words}")
     return subprocess.run([target, *options, f"-artifact_prefix={out}/", corpus], check=False).returncode
