@@ -448,7 +448,7 @@ PARTS: dict[str, tuple[tuple[str, ...], Callable[[Bench], None]]] = {
 
 def run(profile: Profile, *, seed: int, where: str, parts: Iterable[str]) -> Report:
     """The whole benchmark. A part that fails becomes figures that were not measured, with the reason."""
-    settings = {**asdict(profile), "seed": seed, "placement": where, "agent": agents.command()}
+    settings = {**asdict(profile), "seed": seed, "placement": where, "agent": Path(agents.command()[0]).name}
     report, place, wanted = Report("cost", settings), harness.placement(where), set(parts)
     with tempfile.TemporaryDirectory() as folder, servers.nginx(cpus=place.server) as server:
         bench = Bench(profile, server, report, Path(folder), place, seed)

@@ -112,6 +112,16 @@ void connection_chunk(struct core *core, struct connection *c, const struct chun
     }
 }
 
+/* Nothing can answer any more. An answer of which only the body was lost from sight was complete, as far
+ * as anyone can tell, when the connection was closed in order. */
+static void finish_all(struct core *core, struct connection *c, enum outcome outcome, uint64_t ktime_ns)
+{
+    struct pending *p = c->first;
+    if (p && p->responded && p->size_unknown && outcome == OUTCOME_CLOSED)
+        pairing_finish(core, p, OUTCOME_ANSWERED, c->streams[c->kind == KIND_SERVER].last_ktime);
+    pairing_finish_all(core, c, outcome, ktime_ns);
+}
+
 void connection_end(struct core *core, struct connection *c, const struct close_event *event)
 {
     const struct event_header *h = &event->header;
@@ -129,12 +139,12 @@ void connection_end(struct core *core, struct connection *c, const struct close_
         stream_end(core, c, direction, h->ktime_ns);
         /* No answer can come any more; a client that half-closes still waits for one. */
         if (c->kind == 0 || sender_of(c, direction) == SENDER_SERVER || h->flags & CHUNK_RESET)
-            pairing_finish_all(core, c, outcome, h->ktime_ns);
+            finish_all(core, c, outcome, h->ktime_ns);
         return;
     }
     for (unsigned i = 0; i < 2; i++)
         stream_end(core, c, i, h->ktime_ns);
-    pairing_finish_all(core, c, outcome, h->ktime_ns);
+    finish_all(core, c, outcome, h->ktime_ns);
     connection_free(core, c);
 }
 

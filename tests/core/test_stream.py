@@ -270,6 +270,17 @@ def test_budget_cuts_a_chunked_body_the_span_has_no_size_and_the_next_is_right()
     assert second["http.response.body.size"] == 2
 
 
+def test_budget_cuts_a_chunked_body_and_the_connection_is_closed_in_order():
+    core = Core()
+    c = core.open()
+    c.receive(GET, at=2000)
+    c.send(CHUNKED + b"10\r\n0123456789abcdef\r\n", at=2001)
+    c.send(b"20\r\n", size=1000, at=2005)
+    c.fin(OUT, at=2009)
+    (span,) = core.spans()
+    assert (span.end, span.status, span["http.response.body.size"]) == (2005, 0, None)
+
+
 def test_quiet_bytes_that_the_core_asked_for_are_no_loss():
     core = Core()
     c = core.open()

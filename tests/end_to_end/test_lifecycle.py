@@ -280,3 +280,28 @@ def test_spans_of_an_instrumented_client_keep_their_trace(trace):
         root.span_id,
         hop.span_id,
     )
+
+
+def test_a_container_is_selected_by_a_prefix_of_its_id(tmp_path):
+    """A control group with a container's path is all that tells a container from the host's side."""
+    container = "0123456789abcdef" * 4
+    root = next(
+        p
+        for p in map(Path, ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/pids", "/sys/fs/cgroup"))
+        if (p / "cgroup.procs").exists()
+    )
+    group = root / f"docker-{container}.scope"
+    group.mkdir()
+    try:
+        with servers.python_threads() as inside, servers.python_threads() as outside:
+            (group / "cgroup.procs").write_text(str(inside.pid))
+            with selecting(tmp_path, "--container", container[:12]) as (file, _, __):
+                ask(outside.port, "r/outside")
+                ask(inside.port, "r/inside")
+                wait_until(lambda: file.exists() and read_spans(file), "a span")
+        (span,) = read_spans(file)
+    finally:
+        wait_until(lambda: not (group / "cgroup.procs").read_text(), "an empty group")
+        group.rmdir()
+    assert span["url.path"] == "/r/inside"
+    assert span.resource["container.id"] == container
