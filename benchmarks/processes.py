@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -145,9 +147,12 @@ def listener() -> socket.socket:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago, for servers that cannot take a socket or tell their port."""
-    with listener() as held:
-        return int(held.getsockname()[1])
+    """A port that was free a moment ago, for servers that cannot take a socket or tell their port. From below
+    the range that the kernel takes ports of outgoing connections from: nobody else comes across it."""
+    for port in random.sample(range(20000, 32000), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise ProcessError("no free port between 20000 and 32000")
 
 
 def wait_connectable(port: int, child: Child, timeout_s: float = START_TIMEOUT_S) -> None:

@@ -105,6 +105,9 @@ def nginx(
     program = _program("nginx", "/usr/sbin")
     with _folder() as folder, listener() as held:
         port = held.getsockname()[1]
+        # nginx takes it for one of its own, which never block: in accept() a worker would wait for ever
+        # when another was quicker.
+        held.setblocking(False)
         log = folder / "access.log" if access_log else None
         if proxy_to is not None:
             location = (

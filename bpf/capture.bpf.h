@@ -20,6 +20,11 @@ INLINE uint32_t least(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
+INLINE uint32_t most(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
 /* Steps into the next vector; false when there is none. */
 INLINE bool next_vector(struct work *work)
 {

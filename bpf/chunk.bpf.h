@@ -3,7 +3,10 @@
  * that account for every one of them (struct kernel_counters). */
 #pragma once
 
-enum { CAPTURE_MAX = SEGMENTS_MAX * HEAD_MAX };
+/* FRAMING_BYTES are copied of each chunk of a known protocol, whatever is left of the allowance: most
+ * servers write the size of a chunk (RFC 9112, 7.1) at the beginning of a call, and with it the core keeps
+ * in step through a body of any length. */
+enum { CAPTURE_MAX = SEGMENTS_MAX * HEAD_MAX, FRAMING_BYTES = 256 };
 
 /* Chunk and bytes into exactly one account. A macro: it names the counter. */
 #define COUNT(counts, account, bytes_now)                                                              \
@@ -12,12 +15,12 @@ enum { CAPTURE_MAX = SEGMENTS_MAX * HEAD_MAX };
         (counts)->account##_bytes += (bytes_now);                                                      \
     } while (0)
 
-/* What is copied under pressure: when the ring is half full less of each chunk, when it is three quarters
- * full only of message starts. The framing goes on by positions; what is lost is detail. */
+/* What is copied under pressure: less of each chunk when the ring is half full, little but message starts
+ * when it is three quarters full. The framing goes on by positions; what is lost is detail. */
 INLINE uint32_t under_pressure(uint32_t head, uint64_t fill, bool is_start)
 {
     if (fill > EVENTS_BYTES / 4 * 3)
-        return is_start ? least(head, 1024) : 0;
+        return least(head, is_start ? 1024 : FRAMING_BYTES);
     if (fill > EVENTS_BYTES / 2)
         return least(head, is_start ? 4096 : 1024);
     return head;
@@ -134,8 +137,8 @@ INLINE void chunk(const struct traced_process *process, const struct call *call,
     if (readable && offset < size) {
         uint8_t looks_like = PROTOCOL_UNDECIDED;
         uint32_t wanted = CLASSIFY_BYTES;
-        if (protocol != PROTOCOL_UNDECIDED && stream->allowance > wanted)
-            wanted = stream->allowance;
+        if (protocol != PROTOCOL_UNDECIDED)
+            wanted = most(stream->allowance, FRAMING_BYTES);
         taken = take_first(work, least(wanted, size - offset));
         if (taken && protocol == PROTOCOL_UNDECIDED)
             verdict = classify_so_far(stream, work, taken, &looks_like);
@@ -162,7 +165,7 @@ INLINE void chunk(const struct traced_process *process, const struct call *call,
 
     uint32_t head = least(size - offset, CAPTURE_MAX);
     if (mode != DEMAND_WHOLE)
-        head = least(head, stream->allowance);
+        head = least(head, most(stream->allowance, FRAMING_BYTES));
     work->fill = ring_fill();
     head = under_pressure(head, work->fill, is_start);
     uint32_t tail = least(TAIL_BYTES, size - offset - head);

@@ -14,7 +14,7 @@
 
 #define WAITING_MAX 8192               /* events sorted together */
 #define HOLD_MAX (WAITING_MAX / 2)        /* so that there is always room for new ones */
-#define HOLD_BYTES_MAX (4 * 1024 * 1024) /* copied out of the ring while they wait; above: not held */
+#define HOLD_BYTES_MAX (4 * 1024 * 1024) /* copied out of the ring while they wait */
 
 /* --- making and unmaking ------------------------------------------------------------------------- */
 
@@ -192,44 +192,64 @@ static void wait_for(struct core *core, const uint8_t *record, uint32_t length)
     core->waiting[i] = (struct waiting){h->ktime_ns, record, length};
 }
 
-static bool hold_copy(struct hold *hold, const struct waiting *w)
+static bool batch_full(const struct core *core)
 {
-    size_t need = hold->size + 8 + ((w->length + 7) & ~7UL);
-    if (need > HOLD_BYTES_MAX || hold->count >= HOLD_MAX)
+    return core->batches[core->filling].count >= core->config.batch_spans_max;
+}
+
+static size_t held_size(uint32_t length)
+{
+    return 8 + (((size_t)length + 7) & ~(size_t)7);
+}
+
+/* Room for `size` bytes in a hold buffer; false when memory is short. */
+static bool hold_reserve(struct hold *hold, size_t size)
+{
+    if (size <= hold->capacity)
+        return true;
+    size_t capacity = hold->capacity ? hold->capacity : 64 * 1024;
+    while (capacity < size)
+        capacity *= 2;
+    uint8_t *grown = realloc(hold->data, capacity);
+    if (grown == NULL)
         return false;
-    if (need > hold->capacity) {
-        size_t capacity = hold->capacity ? hold->capacity : 64 * 1024;
-        while (capacity < need)
-            capacity *= 2;
-        uint8_t *grown = realloc(hold->data, capacity);
-        if (grown == NULL)
-            return false;
-        hold->data = grown;
-        hold->capacity = capacity;
-    }
-    memcpy(hold->data + hold->size, &w->length, sizeof(w->length));
-    memcpy(hold->data + hold->size + 8, w->record, w->length);
-    hold->size = need;
-    hold->count++;
+    hold->data = grown;
+    hold->capacity = capacity;
     return true;
 }
 
-/* Handles what is due, copies the rest aside. Everything that waits lies in `old` or in the caller's
- * memory, which may be given back afterwards. */
+static void hold_copy(struct hold *hold, const struct waiting *w)
+{
+    memcpy(hold->data + hold->size, &w->length, sizeof(w->length));
+    memcpy(hold->data + hold->size + 8, w->record, w->length);
+    hold->size += held_size(w->length);
+    hold->count++;
+}
+
+/* Handles what is due, in order, and copies the rest aside: what waits lies in the ring or in the caller's
+ * memory, which is given back afterwards. When the rest is more than may be held, the oldest are
+ * handled before their time: the order is kept, the wait is cut short. */
 static void settle(struct core *core, bool drain)
 {
     struct hold *next = &core->holds[!core->holding];
-    uint64_t due = drain ? UINT64_MAX
-                         : core->now_ns > core->config.hold_ns ? core->now_ns - core->config.hold_ns : 0;
+    uint64_t hold_ns = core->config.hold_ns;
+    uint64_t due = drain ? UINT64_MAX : core->now_ns > hold_ns ? core->now_ns - hold_ns : 0;
+    size_t rest = 0;
+    uint32_t i;
+    for (i = 0; i < core->waiting_count; i++)
+        rest += held_size(core->waiting[i].length);
+    for (i = 0; i < core->waiting_count; i++) {
+        const struct waiting *w = &core->waiting[i];
+        bool wait = w->ktime_ns > due || batch_full(core);
+        if (wait && rest <= HOLD_BYTES_MAX && core->waiting_count - i <= HOLD_MAX && hold_reserve(next, rest))
+            break;
+        handle(core, w->record);
+        rest -= held_size(w->length);
+    }
     next->size = 0;
     next->count = 0;
-    for (uint32_t i = 0; i < core->waiting_count; i++) {
-        const struct waiting *w = &core->waiting[i];
-        bool full = core->batches[core->filling].count >= core->config.batch_spans_max;
-        if ((w->ktime_ns > due || full) && hold_copy(next, w))
-            continue;
-        handle(core, w->record);
-    }
+    for (; i < core->waiting_count; i++)
+        hold_copy(next, &core->waiting[i]);
     core->waiting_count = 0;
     core->holding = !core->holding;
 }
@@ -242,15 +262,10 @@ static void wait_for_held(struct core *core)
         uint32_t length;
         memcpy(&length, hold->data + at, sizeof(length));
         wait_for(core, hold->data + at + 8, length);
-        at += 8 + ((length + 7) & ~7UL);
+        at += held_size(length);
     }
     core->stats.events = events; /* counted when they came */
     core->stats.events_malformed = malformed;
-}
-
-static bool batch_full(const struct core *core)
-{
-    return core->batches[core->filling].count >= core->config.batch_spans_max;
 }
 
 int64_t core_poll(struct core *core, uint64_t now_ns, bool drain)

@@ -99,6 +99,8 @@ struct protocol {
     /* Name, status and the attributes that need both sides. Appends to `attributes`. */
     void (*finish)(const struct exchange *exchange, struct finished *out, struct builder *attributes);
     size_t window_max; /* a message head longer than this is invalid */
+    /* Bytes that end a call end an answer too, of which the framing was lost from sight. NULL: none do. */
+    const char *terminator;
 };
 
 /* routes.c: the low-cardinality route of a path, by the documented heuristic.

@@ -9,6 +9,10 @@
 #include "../../bpf/classify.h"
 
 #define DEMAND_SKIP_MIN 8192 /* shorter bodies arrive before the kernel side could read the demand */
+/* So much of a message is captured whole, where the framing runs through its body. What is longer is
+ * followed by the first bytes of each call (FRAMING_BYTES, bpf/chunk.bpf.h), or not at all: copying a
+ * download of any length would slow it down. */
+#define WHOLE_MAX (1024 * 1024)
 
 /* What one event means for the stream it belongs to, while it is worked through. */
 struct feed {
@@ -142,12 +146,13 @@ static void take_step(struct feed *f, const struct step *step, const uint8_t *wi
     }
     s->skip = step->skip;
     s->ends = step->ends;
-    if (step->whole && !s->whole && !step->ends) {
-        s->whole = true;
-        demand_mode(core, c, f->direction, DEMAND_WHOLE);
+    bool whole = step->whole && !step->ends && s->step_pos - s->message_pos < WHOLE_MAX;
+    if (whole != s->whole) {
+        s->whole = whole;
+        demand_mode(core, c, f->direction, whole ? DEMAND_WHOLE : DEMAND_DEFAULT);
     }
     if (step->skip >= DEMAND_SKIP_MIN) {
-        uint64_t at = s->message_pos + consumed; /* position of the first byte to pass over */
+        uint64_t at = s->step_pos + consumed; /* position of the first byte to pass over */
         demand_skip(core, c, f->direction, step->skip == SKIP_TO_END ? UINT64_MAX : at + step->skip);
     }
     if (step->ends && step->skip == 0)
@@ -212,7 +217,7 @@ static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, u
             s->message_ktime = used == 0 ? first_ktime : f->event->header.ktime_ns;
             s->message_pos = base + used;
         }
-        uint64_t head_pos = s->message_pos;
+        s->step_pos = base + used;
         struct step step = {0};
         struct builder attributes = {.data = core->scratch, .capacity = ATTRIBUTES_MAX};
         struct cursor in = cursor_over(window + used, length - used);
@@ -240,9 +245,7 @@ static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, u
             refuse(f);
             return used;
         }
-        s->message_pos = base + used; /* of this step: where a skip starts */
         take_step(f, &step, window + used, consumed, &attributes);
-        s->message_pos = head_pos;
         used += consumed;
     }
     return used;
@@ -426,6 +429,16 @@ static void feed_hole(struct feed *f, uint64_t n, bool lost)
     stream_lose(f->core, c, f->direction, as);
 }
 
+/* Whether the call ends as an answer ends whose framing was lost from sight. */
+static bool terminates(const struct connection *c, const struct chunk_event *e)
+{
+    const char *terminator = c->protocol ? c->protocol->terminator : NULL;
+    size_t n = terminator ? strlen(terminator) : 0;
+    uint32_t captured = (uint32_t)e->head + e->tail;
+    bool to_the_end = e->offset + captured == e->size || e->tail >= n;
+    return n && to_the_end && captured >= n && memcmp(e->payload + captured - n, terminator, n) == 0;
+}
+
 void stream_chunk(struct core *core, struct connection *c, unsigned direction, const struct chunk_event *e)
 {
     struct process *process = process_of(core, e->tgid);
@@ -456,6 +469,9 @@ void stream_chunk(struct core *core, struct connection *c, unsigned direction, c
     feed_hole(&f, middle, false);
     feed_bytes(&f, e->payload + e->head, e->tail, false);
     s->last_ktime = e->header.ktime_ns;
+    bool answers = c->kind && sender_of(c, direction) == SENDER_SERVER;
+    if (answers && s->sync == SYNC_LOST && terminates(c, e))
+        finish_unseen(&f, s);
     if (!(e->header.flags & CHUNK_CONTINUED))
         f.ledger->chunks[f.parsed ? LEDGER_PARSED : f.as]++;
 }

@@ -22,6 +22,7 @@ struct stream {
     uint64_t seen;   /* position behind the last byte that came or is known to be missing */
     uint64_t skip;   /* bytes still to pass over; SKIP_TO_END */
     uint64_t message_ktime, message_pos; /* first byte of the message being read */
+    uint64_t step_pos; /* first byte of the step being read */
     uint64_t last_ktime; /* last chunk */
     struct pending *current; /* the exchange this message belongs to; NULL: none */
     uint32_t unsent; /* chunks the ring refused, as far as records have told */

@@ -41,6 +41,25 @@ def test_an_event_that_comes_later_than_the_hold_is_counted():
     assert core.stats().responses_unmatched == 1
 
 
+def test_more_than_may_be_held_back_is_still_handled_in_order():
+    """8 MiB within the hold: the oldest are handled early, none before an older one."""
+    core = Core()
+    c = core.open()
+    c.receive(GET, at=2000)
+    c.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", at=2001)
+    piece = b"4000\r\n" + bytes(16384) + b"\r\n"
+    for _ in range(512):
+        c.send(piece[:16000], at=2002)
+        c.send(piece[16000:], at=2002)
+    core.feed(drain=False, now_ms=2003)
+    assert lib.core_held(core.core) > 0
+    c.send(b"0\r\n\r\n", at=2003)
+    core.feed(drain=False, now_ms=2004)
+    (span,) = core.spans()
+    assert span["http.response.body.size"] == 512 * 16384
+    assert core.ledger()["gaps"] == 0
+
+
 def test_connections_over_the_cap_push_out_the_longest_idle():
     core = Core({"connections_max": 10})
     connections = [core.open(remote=("127.0.0.1", 50000 + i)) for i in range(10)]

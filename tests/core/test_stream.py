@@ -270,6 +270,19 @@ def test_budget_cuts_a_chunked_body_the_span_has_no_size_and_the_next_is_right()
     assert second["http.response.body.size"] == 2
 
 
+def test_an_answer_of_lost_framing_ends_with_the_call_that_ends_as_it_would():
+    core = Core()
+    c = core.open()
+    c.receive(GET, at=2000)
+    c.send(CHUNKED + b"10\r\n0123456789abcdef\r\n", at=2001)
+    c.send(b"20\r\n", size=1000, at=2005)
+    assert core.spans() == []
+    last = bytes(100) + b"\r\n0\r\n\r\n"
+    c.send(last, head=0, tail=16, at=2007)
+    (span,) = core.spans()
+    assert (span.end, span.status, span["http.response.body.size"]) == (2007, 0, None)
+
+
 def test_budget_cuts_a_chunked_body_and_the_connection_is_closed_in_order():
     core = Core()
     c = core.open()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import struct
 import subprocess
@@ -92,6 +93,37 @@ def test_a_file_sent_by_sendfile_has_its_size_and_is_not_copied(trace, tmp_path:
         copied = traced.agent.counters().total("ebpf_otlp_tracer_kernel_captured_bytes_total")
     assert [s["http.response.body.size"] for s in traced.of(SERVER)] == [3_000_017, 0, 3_000_017]
     assert copied is not None and copied < 20_000
+
+
+def test_a_large_chunked_download_has_its_size_and_is_not_copied(trace):
+    """The size of each chunk stands at the beginning of a call: that is all that is needed of 64 MiB."""
+    script = (
+        "import socket\n"
+        "s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True)\n"
+        "c, _ = s.accept()\n"
+        "while c.recv(65536):\n"
+        "    c.sendall(b'HTTP/1.1 200 OK\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n')\n"
+        "    for _ in range(1024): c.sendall(b'10000\\r\\n' + bytes(65536) + b'\\r\\n')\n"
+        "    c.sendall(b'0\\r\\n\\r\\n')\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        port = int(process.stdout.readline())
+        with trace([process.pid]) as traced:
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            for i in range(3):
+                client.request("GET", f"/{i}")
+                response = client.getresponse()
+                while response.read(1 << 20):
+                    pass
+            traced.wait_for(3)
+            copied = traced.agent.counters().total("ebpf_otlp_tracer_kernel_captured_bytes_total")
+            client.close()  # which ends the server, and so the agent
+    finally:
+        process.kill()
+        process.communicate()
+    assert [s["http.response.body.size"] for s in traced.of(SERVER)] == [1024 * 65536] * 3
+    assert copied < 0.05 * 3 * 1024 * 65536
 
 
 def test_a_large_upload_has_its_size(trace):

@@ -511,4 +511,5 @@ const struct protocol http1_protocol = {
     .resync = http1_resync,
     .finish = http_finish,
     .window_max = HEAD_MAX,
+    .terminator = "\r\n0\r\n\r\n", /* last chunk, no trailers (RFC 9112, 7.1) */
 };
