@@ -102,7 +102,7 @@ OPTIONS: tuple[Option, ...] = (
     # Kernel side.
     Option("capture.ring_bytes", int, 4 * MIB, "Size of the data ring: a power of two, at least a page.", minimum=4096),
     Option("capture.wake_bytes", int, 0, "Bytes waiting in the ring that wake the pipeline; 0: an eighth of the ring.", minimum=0),
-    Option("capture.allowance_bytes", int, 64 * KIB, "Bytes copied at most per message before the core asks for more.", minimum=256),
+    Option("capture.allowance_bytes", int, 64 * KIB, "Bytes copied at most per message; beyond, the first 256 and the last few of each call.", minimum=256),
     Option("capture.tail_bytes", int, 16, "Last bytes copied of a chunk that is not copied whole.", minimum=0, maximum=256),
     Option("capture.connections_max", int, 65536, "Connections the kernel side keeps at once.", minimum=16),
     Option("capture.descriptors_max", int, 32768, "Descriptors the kernel side remembers (a cache).", minimum=64),

@@ -183,7 +183,7 @@ def run(
     blocks: int, seconds: float, rate: float, seed: int, where: str, say: Callable[[str], None]
 ) -> Report:
     settings = {"blocks": blocks, "seconds": seconds, "rate": rate, "seed": seed, "placement": where}
-    report = Report("compare", {**settings, "agent": command()})
+    report = Report("compare", {**settings, "agent": Path(command()[0]).name})
     for block, arms in enumerate(harness.shuffled(ARMS, blocks, seed)):
         for arm in arms:
             window = measure_arm(arm, block, seconds, rate, where)
