@@ -65,14 +65,17 @@ packages-run:
 
 $(VENV)/bin/python:
 	@test -n "$(BASE_PYTHON)" || { echo "no Python from 3.11 on; hint: make BASE_PYTHON=/path/to/python3"; exit 1; }
-	$(BASE_PYTHON) -m venv $(VENV)
-	$(PYTHON) -m pip install -q -U pip "setuptools>=77" wheel cffi
+	@echo "making $(VENV) with $(BASE_PYTHON)"
+	@$(BASE_PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m pip install -q -U pip "setuptools>=77" wheel cffi
 
 $(STAMPS)/venv: $(VENV)/bin/python pyproject.toml setup.py $(CORE_SOURCES)
 	@mkdir -p $(STAMPS)
-	$(PYTHON) -m pip install -q --no-build-isolation -e .
+	@echo "building the C core and encoder"
+	@$(PYTHON) -m pip install -q --no-build-isolation -e .
 	@touch $@
 
 $(STAMPS)/venv-test: $(STAMPS)/venv
-	$(PYTHON) -m pip install -q --no-build-isolation -e ".[test]"
+	@echo "installing what the tests need"
+	@$(PYTHON) -m pip install -q --no-build-isolation -e ".[test]"
 	@touch $@
