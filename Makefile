@@ -72,10 +72,10 @@ $(VENV)/bin/python:
 $(STAMPS)/venv: $(VENV)/bin/python pyproject.toml setup.py $(CORE_SOURCES)
 	@mkdir -p $(STAMPS)
 	@echo "building the C core and encoder"
-	@$(PYTHON) -m pip install -q --no-build-isolation -e .
+	@PYTHONWARNINGS=ignore $(PYTHON) -m pip install -q --no-build-isolation -e .
 	@touch $@
 
 $(STAMPS)/venv-test: $(STAMPS)/venv
 	@echo "installing what the tests need"
-	@$(PYTHON) -m pip install -q --no-build-isolation -e ".[test]"
+	@PYTHONWARNINGS=ignore $(PYTHON) -m pip install -q --no-build-isolation -e ".[test]"
 	@touch $@
