@@ -136,13 +136,14 @@ void connection_end(struct core *core, struct connection *c, const struct close_
     if (h->kind == EVENT_FIN) {
         unsigned direction = h->direction & 1;
         touch(core, c, h->ktime_ns);
-        stream_end(core, c, direction, h->ktime_ns);
+        if (outcome == OUTCOME_CLOSED) /* a reset completes nothing (RFC 9112, 8) */
+            stream_end(core, c, direction, h->ktime_ns);
         /* No answer can come any more; a client that half-closes still waits for one. */
         if (c->kind == 0 || sender_of(c, direction) == SENDER_SERVER || h->flags & CHUNK_RESET)
             finish_all(core, c, outcome, h->ktime_ns);
         return;
     }
-    for (unsigned i = 0; i < 2; i++)
+    for (unsigned i = 0; i < 2 && outcome == OUTCOME_CLOSED; i++)
         stream_end(core, c, i, h->ktime_ns);
     finish_all(core, c, outcome, h->ktime_ns);
     connection_free(core, c);

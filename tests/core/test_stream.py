@@ -161,6 +161,16 @@ def test_read_until_close_ends_with_the_connection():
     assert (span.end, span["http.response.status_code"]) == (3005, 200)
 
 
+def test_read_until_close_that_a_reset_cuts_is_an_error():
+    core = Core()
+    c = core.open()
+    c.receive(GET)
+    c.send(b"HTTP/1.0 200 OK\r\n\r\nsome bytes")
+    c.fin(OUT, reset=True)
+    (span,) = core.spans()
+    assert (span.status, span["error.type"]) == (2, "connection_reset")
+
+
 def test_head_response_has_no_body_and_does_not_swallow_the_next():
     core = Core()
     c = core.open()
