@@ -134,7 +134,7 @@ INLINE uint32_t send_chunk(struct work *work, const struct call *call, uint32_t 
             return call->size;
         chunk->header.flags |= CHUNK_CONTINUED;
         chunk->offset = 0;
-        chunk->quiet_chunks = chunk->unsent_chunks = 0;
+        chunk->quiet_chunks = 0;
         chunk->quiet_bytes = 0;
         work->fill += bytes + RECORD_HEADER;
         work->segment_start = work->at;

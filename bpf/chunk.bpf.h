@@ -184,13 +184,14 @@ INLINE void chunk(const struct traced_process *process, const struct call *call,
     event->tgid = call->tgid;
     event->offset = offset;
     event->quiet_chunks = stream->quiet_chunks;
-    event->unsent_chunks = stream->unsent_not_told;
+    event->unsent_chunks[DIRECTION_IN] = connection->streams[DIRECTION_IN].unsent_chunks;
+    event->unsent_chunks[DIRECTION_OUT] = connection->streams[DIRECTION_OUT].unsent_chunks;
     event->quiet_bytes = stream->quiet_bytes;
     uint32_t sent = 0;
     if (announce(connection, sk, call, ktime_ns, shared->epoch, work, counts))
         sent = send_chunk(work, call, least(taken, head), head, tail, counts);
     if (sent) { /* the first record, which carries these */
-        stream->quiet_chunks = stream->unsent_not_told = 0;
+        stream->quiet_chunks = 0;
         stream->quiet_bytes = 0;
     }
     /* A chunk whose first record came is a chunk that came, maybe not whole: the core counts it so too. */
@@ -203,6 +204,5 @@ INLINE void chunk(const struct traced_process *process, const struct call *call,
         return;
     counts->unsent_bytes += size - sent;
     stream->unsent_chunks++;
-    stream->unsent_not_told++;
     stream->unsent_bytes += size - sent;
 }

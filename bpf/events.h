@@ -4,9 +4,10 @@
  * Read by BCC (kernel programs), by the C core and, through cffi, by Python. The includer brings the
  * fixed-width integer types. All times are ktime (CLOCK_MONOTONIC) in ns; sizes and positions are bytes.
  *
- * A stream position is 64 bits wide; its low 32 bits are the TCP sequence number of that byte (taken
+ * A stream position is 64 bits wide. On TCP its low 32 bits are the sequence number of that byte (taken
  * from tcp_sock.copied_seq and write_seq). Both ends of a connection therefore name the same byte by the
- * same low 32 bits, and bytes moved by a call that is not hooked show as a gap. */
+ * same low 32 bits, and bytes moved by a call that is not hooked show as a gap. Unix and UDP sockets have no
+ * such number: their positions are the kernel side's own count, from 1 << 32 at the first call it saw. */
 #pragma once
 
 enum event_kind {
@@ -28,6 +29,7 @@ enum direction {
 };
 
 enum role { ROLE_UNKNOWN = 0, ROLE_CLIENT = 1, ROLE_SERVER = 2 };
+enum transport { TRANSPORT_TCP = 0, TRANSPORT_UDP = 1, TRANSPORT_UNIX = 2 };
 
 enum limits {
     PAYLOAD_CLASS_MAX = 16384, /* most bytes that one record carries */
@@ -58,7 +60,9 @@ struct event_header {
 };
 _Static_assert(sizeof(struct event_header) == 24, "event_header");
 
-/* A connection, before its first chunk. Addresses are network order, IPv4 as ::ffff:a.b.c.d. */
+/* A connection, before its first chunk. Addresses are network order, IPv4 as ::ffff:a.b.c.d.
+ * A Unix socket has no such addresses: the first 8 bytes of each are 0, the last 8 a number that stands for
+ * the socket itself, and for its peer; so the two ends mirror each other as those of TCP do. */
 struct open_event {
     struct event_header header;
     uint32_t tgid;
@@ -67,10 +71,14 @@ struct open_event {
     uint8_t remote_address[16];
     uint16_t local_port; /* host order */
     uint16_t remote_port;
-    uint8_t role; /* enum role, from accept or connect; unknown for sockets older than the agent */
-    uint8_t padding[3];
+    uint8_t role;      /* enum role, by how the socket got its local address */
+    uint8_t transport; /* enum transport */
+    uint16_t path_size;
+    uint32_t peer_tgid; /* Unix: who connected, or listened, as this network of processes counts; 0: unknown */
+    uint32_t padding;
+    uint8_t path[]; /* Unix: path_size bytes of the address that was bound; its first is 0 if it is abstract */
 };
-_Static_assert(sizeof(struct open_event) == 72, "open_event");
+_Static_assert(sizeof(struct open_event) == 80, "open_event");
 
 /* One read or write (or a part of one, CHUNK_CONTINUED), as seen at the socket.
  * payload holds `head` bytes from position pos + offset, then the last `tail` bytes of the chunk;
@@ -84,11 +92,13 @@ struct chunk_event {
     uint16_t head;
     uint16_t tail;
     uint32_t quiet_chunks; /* chunks of this direction passed over on demand since its last record */
-    uint32_t unsent_chunks; /* chunks of this direction the ring refused, or cut, since its last record */
-    uint64_t quiet_bytes;  /* their bytes: they stand directly before pos, if nothing was lost */
+    uint32_t unsent_chunks[2]; /* chunks the ring refused, or cut, by direction, so far: with both, a loss
+                                * shows in the next record of either direction, not only of its own */
+    uint32_t shed_chunks;  /* chunks left out under pressure, of both directions, so far */
+    uint64_t quiet_bytes;  /* of quiet_chunks: they stand directly before pos, if nothing was lost */
     uint8_t payload[];
 };
-_Static_assert(sizeof(struct chunk_event) == 64, "chunk_event");
+_Static_assert(sizeof(struct chunk_event) == 72, "chunk_event");
 
 /* The end of one direction (EVENT_FIN) or of the connection (EVENT_CLOSE).
  * The totals are the kernel's count since it first saw the socket, [DIRECTION_IN], [DIRECTION_OUT]. */
@@ -100,8 +110,10 @@ struct close_event {
     uint32_t unsent_chunks[2];
     uint32_t quiet_chunks[2]; /* not yet told by a chunk event */
     uint64_t quiet_bytes[2];
+    uint32_t shed_chunks;
+    uint32_t padding;
 };
-_Static_assert(sizeof(struct close_event) == 96, "close_event");
+_Static_assert(sizeof(struct close_event) == 104, "close_event");
 
 /* A process began, ended, or started to listen. comm is NUL-terminated. */
 struct process_event {
@@ -134,23 +146,27 @@ struct demand {
 };
 _Static_assert(sizeof(struct demand) == 32, "demand");
 
-/* An mmapable array of one, written by the keeper. */
+/* An mmapable array of one, written by the keeper, but for the last two. */
 struct control {
     uint32_t epoch; /* goes up when a pipeline starts: connections are announced again */
     uint32_t paused;
+    uint32_t padding;
+    uint32_t shed_level;        /* so many 256ths of the connections are left out now */
+    uint64_t shed_changed_ktime; /* when the kernel side last changed that */
 };
 
 /* An mmapable array with one entry per possible CPU, written by the kernel side only.
  *
- * chunks == sent_chunks + quiet_chunks + unknown_chunks + encrypted_chunks + unsent_chunks,
+ * chunks == sent_chunks + quiet_chunks + unknown_chunks + encrypted_chunks + unsent_chunks + shed_chunks,
  * the same for bytes, at any quiet moment. */
 struct kernel_counters {
-    uint64_t chunks, bytes;                     /* calls that moved bytes on traced TCP sockets */
+    uint64_t chunks, bytes;                     /* calls that moved bytes on sockets of traced processes */
     uint64_t sent_chunks, sent_bytes;           /* reached the ring; a chunk counts by its first record */
     uint64_t quiet_chunks, quiet_bytes;         /* passed over on demand of the core */
     uint64_t unknown_chunks, unknown_bytes;     /* no known protocol: counted, no record */
     uint64_t encrypted_chunks, encrypted_bytes; /* TLS records: counted, no record */
     uint64_t unsent_chunks, unsent_bytes;       /* the ring was full */
+    uint64_t shed_chunks, shed_bytes;           /* left out under pressure, by whole connections */
     uint64_t unsent_events;                     /* open, fin and close records the ring refused */
     uint64_t captured_bytes;                    /* payload copied into the ring */
     uint64_t gap_bytes;                         /* moved by calls that are not hooked (sequence gap) */
@@ -161,6 +177,6 @@ struct kernel_counters {
     uint64_t faults;                            /* user memory that could not be read */
     uint64_t walks;                             /* descriptor to socket walks */
     uint64_t process_events_lost;               /* process ring full */
-    uint64_t padding[10];
+    uint64_t padding[8];
 };
 _Static_assert(sizeof(struct kernel_counters) == 256, "kernel_counters");

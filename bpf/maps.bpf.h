@@ -45,11 +45,10 @@ struct stream {
     uint32_t chunks;
     uint32_t unsent_chunks;
     uint32_t quiet_chunks;    /* not yet told */
-    uint32_t unsent_not_told; /* chunks */
     uint32_t allowance;       /* bytes of the present message that may still be copied */
     uint8_t had;              /* bytes in `first`; not 0: what came so far may begin a message */
     uint8_t ended;            /* EVENT_FIN was sent */
-    uint8_t padding[2];
+    uint8_t padding[6];
     uint8_t first[CLASSIFY_BYTES]; /* of a message that comes a few bytes at a time, until it is known */
 };
 

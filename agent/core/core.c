@@ -130,7 +130,8 @@ static bool well_formed(const uint8_t *record, uint32_t length)
         return false;
     switch (h->kind) {
     case EVENT_OPEN:
-        return length >= sizeof(struct open_event);
+        return length >= sizeof(struct open_event) &&
+               ((const struct open_event *)(const void *)record)->path_size <= length - sizeof(struct open_event);
     case EVENT_FIN:
     case EVENT_CLOSE:
         return length >= sizeof(struct close_event);

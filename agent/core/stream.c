@@ -447,7 +447,7 @@ void stream_chunk(struct core *core, struct connection *c, unsigned direction, c
     struct feed f = {core, c, s, e, &(process ? process : &nobody)->ledger, direction, false, LEDGER_LATE};
 
     if (s->sync == SYNC_NEW || (s->sync == SYNC_LOST && s->seen == 0))
-        s->seen = e->pos - (e->unsent_chunks ? e->quiet_bytes + 1 : 0); /* the first chunk seen may not be the first */
+        s->seen = e->pos - (e->unsent_chunks[direction] ? e->quiet_bytes + 1 : 0); /* the first seen may not be the first */
     if (e->pos > s->seen) {
         uint64_t gap = e->pos - s->seen, quiet = e->quiet_bytes < gap ? e->quiet_bytes : gap;
         if (gap > quiet)
@@ -459,7 +459,7 @@ void stream_chunk(struct core *core, struct connection *c, unsigned direction, c
         stream_lose(core, c, direction, LEDGER_LOST);
         s->seen = e->pos;
     }
-    s->unsent += e->unsent_chunks;
+    s->unsent = e->unsent_chunks[direction];
     f.as = s->sync == SYNC_LOST ? s->lost_as : LEDGER_UNKNOWN;
     f.parsed = false;
     bool at_start = !(e->header.flags & CHUNK_CONTINUED) && e->offset == 0;

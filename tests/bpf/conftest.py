@@ -18,9 +18,9 @@ from agent import kernel
 from agent.errors import AgentError
 
 HEADER = struct.Struct("=BBBBIQQ")
-OPEN = struct.Struct("=II16s16sHHB3x")
-CHUNK = struct.Struct("=QIIIHHIIQ")
-CLOSE = struct.Struct("=QQIIQQIIIIQQ")
+OPEN = struct.Struct("=II16s16sHHBBHI4x")
+CHUNK = struct.Struct("=QIIIHHIIIIQ")
+CLOSE = struct.Struct("=QQIIQQIIIIQQI4x")
 IN, OUT = 0, 1
 CONTINUED, UNREADABLE, OVERLAP, RESET = 1, 2, 4, 8
 LATE, AGAIN = 1, 2
@@ -44,13 +44,17 @@ class Event:
     remote: tuple[bytes, int] = (b"", 0)
     netns: int = 0
     role: int = 0
+    transport: int = 0
+    path: bytes = b""
+    peer_tgid: int = 0
     pos: int = 0
     size: int = 0
     offset: int = 0
     head: bytes = b""
     tail: bytes = b""
     quiet: tuple[int, int] = (0, 0)
-    unsent_chunks: int = 0
+    unsent: tuple[int, int] = (0, 0)
+    shed: int = 0
     totals: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -59,20 +63,23 @@ def parse(record: bytes) -> Event:
     event = Event({1: "open", 2: "chunk", 3: "fin", 4: "close"}[kind], *rest)
     body = record[HEADER.size :]
     if event.kind == "open":
-        event.tgid, event.netns, here, there, port, peer, event.role = OPEN.unpack_from(body)
+        event.tgid, event.netns, here, there, port, peer, *rest = OPEN.unpack_from(body)
         event.local, event.remote = (here, port), (there, peer)
+        event.role, event.transport, path_size, event.peer_tgid = rest
+        event.path = body[OPEN.size :]
+        assert len(event.path) == path_size
     elif event.kind == "chunk":
-        event.pos, event.size, event.tgid, event.offset, head, tail, quiet, unsent, quiet_bytes = (
-            CHUNK.unpack_from(body)
-        )
+        event.pos, event.size, event.tgid, event.offset, head, tail, quiet, *rest = CHUNK.unpack_from(body)
+        *unsent, event.shed, quiet_bytes = rest
         payload = body[CHUNK.size :]
         assert len(payload) == head + tail, "a record carries no unused bytes"
         assert event.offset + head + tail <= event.size
         event.head, event.tail = payload[:head], payload[head:]
-        event.quiet, event.unsent_chunks = (quiet, quiet_bytes), unsent
+        event.quiet, event.unsent = (quiet, quiet_bytes), (unsent[IN], unsent[OUT])
     else:
         values = CLOSE.unpack_from(body)
         names = ("bytes", "chunks", "unsent_bytes", "unsent_chunks", "quiet_chunks", "quiet_bytes")
+        event.shed = values[-1]
         event.totals = {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(names)}
     return event
 
@@ -114,7 +121,7 @@ class Tracer:
         """Kernel counters since the test began, after checking that they add up."""
         now = self.kernel.counters()
         delta = {name: value - self._before[name] for name, value in now.items()}
-        accounts = ("sent", "quiet", "unknown", "encrypted", "unsent")
+        accounts = ("sent", "quiet", "unknown", "encrypted", "unsent", "shed")
         for unit in ("chunks", "bytes"):
             assert delta[unit] == sum(delta[f"{account}_{unit}"] for account in accounts), delta
         return delta

@@ -898,8 +898,9 @@ def test_a_full_ring_loses_no_count() -> None:
             assert counted["unsent_bytes"] == (400 - kept) * len(REQUEST)
             client.send(REQUEST)
             server.recv(4096)
-            told = [e.unsent_chunks for e in tracer.of("chunk")[kept:]]
-            assert sum(told) == 400 - kept
+            told = tracer.of("chunk")[kept:]
+            unsent = {e.conn_id: e.unsent for e in told}
+            assert sum(sum(each) for each in unsent.values()) == 400 - kept
             conn_ids = {opened(tracer, client).conn_id, opened(tracer, server).conn_id}
             with pair() as (second, other):  # not announced: the ring is full before its first chunk
                 for _ in range(200):
@@ -911,7 +912,7 @@ def test_a_full_ring_loses_no_count() -> None:
                 second.send(REQUEST)
                 other.recv(4096)
                 assert opened(tracer, second).flags == 0
-                assert tracer.of("chunk", OUT, opened(tracer, second).conn_id)[0].unsent_chunks == 1
+                assert tracer.of("chunk", OUT, opened(tracer, second).conn_id)[0].unsent[OUT] == 1
         tracer.wait(lambda events: {e.conn_id for e in events if e.kind == "close"} >= conn_ids)
         closes = [e for e in tracer.of("close") if e.conn_id in conn_ids]
         # the last round is told by no chunk: by the close alone
@@ -941,7 +942,7 @@ def test_a_chunk_that_the_ring_refuses_half_way_adds_up() -> None:
             assert 0 < counted["sent_bytes"] == kept == size - counted["unsent_bytes"]
             client.send(REQUEST)
             last = tracer.of("chunk", OUT)[-1]
-            assert last.unsent_chunks == 1 and last.pos - moved(tracer.of("chunk", OUT)[-2]) == size - kept
+            assert last.unsent[OUT] == 1 and last.pos - moved(tracer.of("chunk", OUT)[-2]) == size - kept
             exactly(server, size)
         small.untrace(os.getpid())
 

@@ -40,13 +40,24 @@ def offsets(layout: struct.Struct) -> list[int]:
 def test_python_formats_have_the_offsets_of_the_compiler(tmp_path: Path) -> None:
     fields = {
         "event_header": (HEADER, 0, "kind flags direction protocol tid ktime_ns conn_id"),
-        "open_event": (OPEN, 24, "tgid netns local_address remote_address local_port remote_port role"),
-        "chunk_event": (CHUNK, 24, "pos size tgid offset head tail quiet_chunks unsent_chunks quiet_bytes"),
+        "open_event": (
+            OPEN,
+            24,
+            "tgid netns local_address remote_address local_port remote_port role "
+            "transport path_size peer_tgid",
+        ),
+        "chunk_event": (
+            CHUNK,
+            24,
+            "pos size tgid offset head tail quiet_chunks "
+            "unsent_chunks[0] unsent_chunks[1] shed_chunks quiet_bytes",
+        ),
         "close_event": (
             CLOSE,
             24,
             "bytes[0] bytes[1] chunks[0] chunks[1] unsent_bytes[0] unsent_bytes[1] unsent_chunks[0] "
-            "unsent_chunks[1] quiet_chunks[0] quiet_chunks[1] quiet_bytes[0] quiet_bytes[1]",
+            "unsent_chunks[1] quiet_chunks[0] quiet_chunks[1] quiet_bytes[0] quiet_bytes[1] "
+            "shed_chunks",
         ),
         "process_event": (kernel.PROCESS_EVENT, 0, "kind traced port tgid parent_tgid netns ktime_ns comm"),
     }

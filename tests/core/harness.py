@@ -56,8 +56,8 @@ class Connection:
     pos: list[int]
     local: tuple[str, int]
     remote: tuple[str, int]
-    unsent: list[int] = field(default_factory=lambda: [0, 0])  # not told yet
-    unsent_total: list[int] = field(default_factory=lambda: [0, 0])
+    unsent: list[int] = field(default_factory=lambda: [0, 0])
+    shed: int = 0
 
     def chunk(
         self,
@@ -81,9 +81,7 @@ class Connection:
         self.pos[direction] += size
         if lost:
             self.unsent[direction] += 1
-            self.unsent_total[direction] += 1
             return
-        unsent, self.unsent[direction] = self.unsent[direction], 0
         head = max(0, len(data) - offset - tail) if head is None else head
         payload = data[offset : offset + head] + (data[size - tail : size] if tail else b"")
         header = self.core.header(
@@ -95,7 +93,8 @@ class Connection:
             at,
             self.id,
         )
-        body = struct.pack("=QIIIHHIIQ", pos, size, self.tgid, offset, head, tail, quiet[1], unsent, quiet[0])
+        told = (quiet[1], *self.unsent, self.shed, quiet[0])
+        body = struct.pack("=QIIIHHIIIIQ", pos, size, self.tgid, offset, head, tail, *told)
         self.core.push(header + body + payload)
 
     def receive(self, data: bytes, **options: Any) -> None:
@@ -117,7 +116,8 @@ class Connection:
     def _end(self, kind: int, direction: int, reset: bool, at: int | None) -> None:
         flags = lib.CHUNK_RESET if reset else 0
         header = self.core.header(kind, flags, direction, lib.PROTOCOL_HTTP1, self.tid, at, self.id)
-        totals = bytes(24 + 16) + struct.pack("=II", *self.unsent_total) + bytes(8 + 16)
+        unsent, shed = struct.pack("=II", *self.unsent), struct.pack("=I4x", self.shed)
+        totals = bytes(24 + 16) + unsent + bytes(8 + 16) + shed
         self.core.push(header + totals)
 
 
@@ -203,6 +203,9 @@ class Core:
         pos: tuple[int, int] = (1000, 2000),
         announce: bool = True,
         unknown_role: bool = False,
+        transport: int = lib.TRANSPORT_TCP,
+        path: bytes = b"",
+        peer_tgid: int = 0,
     ) -> Connection:
         self.connections += 1
         local = local or ("127.0.0.1", 8080)
@@ -212,7 +215,7 @@ class Core:
             self.push(
                 self.header(lib.EVENT_OPEN, flags, 0, 0, conn.tid, None, conn.id)
                 + struct.pack(
-                    "=II16s16sHHB3x",
+                    "=II16s16sHHBBHI4x",
                     tgid,
                     1,
                     address(local[0]),
@@ -220,7 +223,11 @@ class Core:
                     local[1],
                     remote[1],
                     0 if unknown_role else role,
+                    transport,
+                    len(path),
+                    peer_tgid,
                 )
+                + path
             )
         return conn
 
