@@ -8,7 +8,7 @@ import json
 import os
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from agent.config import OPTIONS
@@ -38,8 +38,17 @@ class FakeKernel:
     def attach(self) -> None:
         say("attach")
 
-    def trace(self, tgid: int) -> None:
+    def trace(self, tgid: int, *, by_kprobe: bool = False) -> None:
         say("trace", tgid=tgid)
+
+    def attach_kprobes(self) -> bool:
+        return False
+
+    def forget_unix(self, alive: Callable[[], Container[int]]) -> int:
+        return 0
+
+    def shed_share(self) -> float:
+        return 0.0
 
     def select_port(self, port: int) -> None:
         say("select_port", port=port)
