@@ -90,6 +90,9 @@ INLINE uint32_t send_chunk(struct work *work, const struct call *call, uint32_t 
     work->segment_start = 0;
 #pragma clang loop unroll(disable)
     for (int turn = 0; turn < VECTORS_MAX + SEGMENTS_MAX + 2; turn++) {
+        /* Keeps the loads below at the head of the loop. Clang copied one to its end, which then fell into
+         * the head without a jump, and Linux 6.1 said: "back-edge from insn 2262 to 2263". */
+        asm volatile("" ::: "memory");
         bool stuck = false;
         if (work->left) {
             stuck = work->at >= work->vector_end && !next_vector(work);
