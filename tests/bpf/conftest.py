@@ -16,6 +16,7 @@ import pytest
 
 from agent import kernel
 from agent.errors import AgentError
+from benchmarks.patience import patience
 
 HEADER = struct.Struct("=BBBBIQQ")
 OPEN = struct.Struct("=II16s16sHHBBHI4x")
@@ -25,7 +26,7 @@ IN, OUT = 0, 1
 CONTINUED, UNREADABLE, OVERLAP, RESET = 1, 2, 4, 8
 LATE, AGAIN = 1, 2
 ENCRYPTED, UNKNOWN, HTTP1 = 1, 2, 3
-DEADLINE_S = 10.0
+DEADLINE_S = patience(10.0)
 
 
 @dataclass
