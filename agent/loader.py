@@ -48,7 +48,7 @@ PROGRAM_TYPES = {"kprobe": 2, "kretprobe": 2, "tracepoint": 5, "raw_tracepoint":
 # tracepoint X.
 SENDS = ("write", "writev", "pwritev2", "sendto", "sendmsg", "sendmmsg", "sendfile64", "splice")
 TARGETS = {
-    "exit_receive": ("read", "readv", "preadv2", "recvfrom", "recvmsg", "recvmmsg", "splice"),
+    "exit_receive": ("read", "readv", "preadv2", "recvfrom", "recvmsg", "recvmmsg", "splice", "sendfile64"),
     "enter_send": SENDS,
     "exit_send": SENDS,
     "enter_close": ("close",),

@@ -70,6 +70,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure(OWN + "kernel.connections", "{connection}", "sum", "Sockets first seen.", "kernel.connections"),
     Figure(OWN + "kernel.unix_connections", "{connection}", "sum", "Of these, Unix sockets.", "kernel.unix_connections"),
     Figure(OWN + "kernel.connections.refused", "{connection}", "sum", "Sockets not traced: capture.connections_max, capture.unix_connections_max.", "kernel.connections_refused"),
+    Figure(OWN + "kernel.ends.missed", "{connection}", "sum", "Sockets whose end showed only by the next one at their address.", "kernel.ends_missed"),
     Figure(OWN + "kernel.threads.refused", "{call}", "sum", "Sends timed at their exit: capture.threads_max.", "kernel.threads_refused"),
     Figure(OWN + "kernel.faults", "{chunk}", "sum", "Chunks whose memory could not be read.", "kernel.faults"),
     Figure(OWN + "kernel.process_events.lost", "{event}", "sum", "Process events that the full process ring refused.", "kernel.process_events_lost"),

@@ -152,10 +152,9 @@ INLINE bool chunk(struct work *work, struct control *shared, struct kernel_count
         COUNT(counts, unsent, size);
         return false;
     }
-    uint64_t sk = call->sk;
     struct stream *stream = &connection->streams[direction];
     uint8_t flags = 0;
-    uint64_t pos = stream_advance(connection, sk, direction, size, &flags, counts);
+    uint64_t pos = stream_advance(connection, work, direction, &flags, counts);
     stream->chunks++;
     __sync_fetch_and_add(&stream->bytes, size);
 

@@ -26,18 +26,21 @@ INLINE uint8_t role_of_unix(uint64_t sk)
 /* Before its first chunk, of which the bytes have just moved. conn_id is the how-manieth socket of this
  * CPU, times the CPUs, plus this CPU: unique without atomics, and its low bits spread over the demand slots.
  * Made in memory of the CPU's, as it would take a third of the stack. NULL: the table is full. */
-INLINE struct connection *connection_begin(uint64_t sk, uint8_t transport, uint32_t in_now, uint32_t out_now,
+INLINE struct connection *connection_begin(uint64_t sk, uint8_t transport, uint32_t direction, uint32_t size,
                                            struct work *work, struct kernel_counters *counts)
 {
+    uint32_t in_now = direction == DIRECTION_IN ? size : 0, out_now = size - in_now;
     struct connection *fresh = &work->fresh;
     struct stream *in = &fresh->streams[DIRECTION_IN], *out = &fresh->streams[DIRECTION_OUT];
     __builtin_memset(fresh, 0, sizeof(*fresh));
     fresh->conn_id = (counts->connections + 1) * CPUS + bpf_get_smp_processor_id();
     fresh->transport = transport;
+    fresh->inode = inode_number(sk);
     long failed;
     if (transport == TRANSPORT_TCP) {
         fresh->role = role_of_tcp(sk);
         fresh->late = moved_before(sk, in_now, out_now);
+        work->sequence = sequence(sk, direction);
         in->next = first_position(sequence(sk, DIRECTION_IN) - in_now - fin_was_read(sk));
         out->next = first_position(sequence(sk, DIRECTION_OUT) - out_now);
         in->origin = in->next;
@@ -45,7 +48,6 @@ INLINE struct connection *connection_begin(uint64_t sk, uint8_t transport, uint3
         failed = connections.update(&sk, fresh);
     } else {
         fresh->role = role_of_unix(sk);
-        fresh->inode = inode_number(sk);
         in->next = out->next = first_position(0);
         failed = unix_connections.update(&sk, fresh);
     }
@@ -58,12 +60,31 @@ INLINE struct connection *connection_begin(uint64_t sk, uint8_t transport, uint3
     return transport == TRANSPORT_TCP ? connections.lookup(&sk) : unix_connections.lookup(&sk);
 }
 
-/* The address of a Unix socket is another socket's now: the end of the earlier one was not seen. */
-INLINE struct connection *connection_of_unix(uint64_t sk)
+/* Of TCP. An end that was missed leaves an entry to the next socket at this address. That shows in the position: only
+ * when it is not the one that is expected, the sockets are compared. */
+INLINE struct connection *connection_of_tcp(uint64_t sk, const struct call *call, uint32_t direction,
+                                            struct work *work, struct kernel_counters *counts)
+{
+    struct connection *connection = connections.lookup(&sk);
+    if (!connection)
+        return NULL;
+    work->sequence = sequence(sk, direction);
+    if (work->sequence - call->size == (uint32_t)connection->streams[direction].next ||
+        connection->inode == inode_number(sk))
+        return connection;
+    counts->ends_missed++;
+    emit_close(connection, EVENT_CLOSE, 0);
+    connections.delete(&sk);
+    return NULL;
+}
+
+/* Of a Unix socket: the kernel numbers nothing there, so the sockets are compared each time. */
+INLINE struct connection *connection_of_unix(uint64_t sk, struct kernel_counters *counts)
 {
     struct connection *connection = unix_connections.lookup(&sk);
     if (!connection || connection->inode == inode_number(sk))
         return connection;
+    counts->ends_missed++;
     emit_close(connection, EVENT_CLOSE, 0);
     unix_connections.delete(&sk);
     return NULL;
@@ -75,24 +96,23 @@ INLINE struct connection *connection_of(const struct call *call, uint32_t direct
                                         struct work *work, struct kernel_counters *counts)
 {
     uint64_t sk = call->sk;
-    struct connection *connection = connections.lookup(&sk);
+    struct connection *connection = connection_of_tcp(sk, call, direction, work, counts);
     *finding = FOUND;
     if (connection)
         return connection;
     uint8_t transport = transport_of(sk);
     if (transport == TRANSPORT_NONE || !call->size) {
         *finding = NOT_TRACED;
-        return transport == TRANSPORT_UNIX ? connection_of_unix(sk) : NULL;
+        return transport == TRANSPORT_UNIX ? connection_of_unix(sk, counts) : NULL;
     }
     if (transport == TRANSPORT_UDP) {
         *finding = DATAGRAMS;
         return NULL;
     }
     if (transport == TRANSPORT_UNIX)
-        connection = connection_of_unix(sk);
+        connection = connection_of_unix(sk, counts);
     if (!connection)
-        connection = connection_begin(sk, transport, direction == DIRECTION_IN ? call->size : 0,
-                                      direction == DIRECTION_OUT ? call->size : 0, work, counts);
+        connection = connection_begin(sk, transport, direction, call->size, work, counts);
     if (!connection)
         *finding = REFUSED;
     return connection;
@@ -104,18 +124,19 @@ INLINE struct connection *connection_of(const struct call *call, uint32_t direct
  * Ahead of what was expected: calls that are not hooked moved the bytes between. Behind: another thread's
  * bytes were taken for such a gap a moment ago; they were none. Either way the kernel's count is right
  * for the bytes that follow; and when the socket ends the sum is set right (count_last_gap). */
-INLINE uint64_t stream_advance(struct connection *connection, uint64_t sk, uint32_t direction, uint32_t size,
+INLINE uint64_t stream_advance(struct connection *connection, const struct work *work, uint32_t direction,
                                uint8_t *flags, struct kernel_counters *counts)
 {
+    uint32_t size = work->call.size;
     struct stream *stream = &connection->streams[direction];
     uint64_t pos = stream->next;
     if (connection->transport != TRANSPORT_TCP) {
         stream->next = pos + size;
         return pos;
     }
-    int32_t ahead = sequence(sk, direction) - size - (uint32_t)pos;
+    int32_t ahead = work->sequence - size - (uint32_t)pos;
     if (ahead && direction == DIRECTION_IN)
-        ahead -= fin_was_read(sk); /* with the last bytes: it is none of them */
+        ahead -= fin_was_read(work->call.sk); /* with the last bytes: it is none of them */
     if (ahead) {
         pos += ahead;
         counts->gap_bytes += ahead;

@@ -67,7 +67,7 @@ struct stream {
  * were killed left behind. */
 struct connection {
     uint64_t conn_id;
-    uint64_t inode; /* Unix: of the socket */
+    uint64_t inode; /* of the socket: addresses are used again */
     struct stream streams[2]; /* by enum direction */
     uint32_t announced;       /* epoch + 1 of the last EVENT_OPEN, 0: none */
     uint8_t protocol;         /* enum protocol_id */
@@ -75,7 +75,8 @@ struct connection {
     uint8_t late;
     uint8_t reset;
     uint8_t transport;      /* enum transport */
-    uint8_t padding[3];
+    uint8_t fin_was_sent;   /* TCP */
+    uint8_t padding[2];
     uint32_t shed_chunks;   /* of both directions */
 };
 BPF_F_TABLE("hash", uint64_t, struct connection, connections, CONNECTIONS_MAX, NO_PREALLOC);
@@ -94,6 +95,7 @@ struct call {
     uint32_t tgid;
     uint32_t size;
     uint32_t messages;  /* of sendmmsg and recvmmsg, with `buffer` their headers; else 0 */
+    uint32_t summed;    /* of these messages, those that `size` counts */
     uint32_t datagrams; /* of these messages, those that were not empty */
     uint64_t buffer;   /* in the process's memory, of the bytes or of their vectors; 0: cannot be read */
     uint64_t count;    /* of vectors */
@@ -131,6 +133,7 @@ struct work {
     uint8_t runs;           /* of the program that copies */
     uint64_t pos;           /* of the chunk */
     uint64_t fill;          /* bytes that wait in the ring */
+    uint32_t sequence;      /* TCP: behind the last byte that moved */
     uint32_t length;        /* of a message */
     uint8_t first[2 * CLASSIFY_BYTES];
     struct connection fresh;

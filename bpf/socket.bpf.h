@@ -5,6 +5,7 @@
 enum { S_IFMT_ = 0xf000, S_IFSOCK_ = 0xc000, UNIX = 1, INET4 = 2, INET6 = 10 };
 enum { STREAM_TYPE = 1, DATAGRAM_TYPE = 2, TCP_PROTOCOL = 6, UDP_PROTOCOL = 17 };
 enum { RCV_SHUTDOWN_ = 1 };
+enum { DONE = 1 << 1 }; /* SOCK_DONE: the FIN has arrived */
 enum tcp_state {
     STATE_ESTABLISHED = 1,
     STATE_FIN_WAIT1 = 4,
@@ -134,8 +135,7 @@ INLINE uint32_t sequence(uint64_t sk, uint32_t direction)
 /* Has the reader passed the peer's FIN? copied_seq then counts it as a byte. */
 INLINE bool fin_was_read(uint64_t sk)
 {
-    uint8_t state = READ(uint8_t, sk, sock_common, skc_state);
-    return state >= STATE_TIME_WAIT && (READ(uint8_t, sk, sock, sk_shutdown) & RCV_SHUTDOWN_) &&
+    return READ(uint64_t, sk, sock_common, skc_flags) & DONE &&
            sequence(sk, DIRECTION_IN) == READ(uint32_t, sk, tcp_sock, rcv_nxt);
 }
 

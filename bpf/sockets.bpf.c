@@ -4,7 +4,7 @@
  * Raw tracepoints, though the perf kind would do: these fire in interrupts, and the kernel skips a perf
  * program that would run inside another one (bpf_prog_active); an end of a connection would be lost. */
 
-enum { SEND_SHUTDOWN_ = 2, GAP_MAX = 1 << 30 };
+enum { GAP_MAX = 1 << 30 };
 
 /* Of one that is on the way from FIN to its end, TCP_CLOSE is no surprise. */
 INLINE bool closes_in_order(int state)
@@ -46,6 +46,8 @@ int raw_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     if (to == STATE_CLOSE && (!closes_in_order(from) || READ(uint32_t, sk, sock, sk_err)))
         connection->reset = 1;
+    if (to != STATE_CLOSE)
+        connection->fin_was_sent = 1;
     emit_fin(connection, DIRECTION_OUT);
     /* What has arrived can still be read; if so the end comes with the read, or with the socket's. */
     if (to == STATE_CLOSE && READ(uint32_t, sk, tcp_sock, rcv_nxt) - sequence(sk, DIRECTION_IN) <= 1)
@@ -73,9 +75,10 @@ int raw_tcp_destroy_sock(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     if (!connection->reset) {
         /* Our FIN is counted as a byte, and so is the peer's that was read. */
-        bool fin_was_sent = READ(uint8_t, sk, sock, sk_shutdown) & SEND_SHUTDOWN_;
-        count_last_gap(&connection->streams[DIRECTION_IN], sequence(sk, DIRECTION_IN) - fin_was_read(sk));
-        count_last_gap(&connection->streams[DIRECTION_OUT], sequence(sk, DIRECTION_OUT) - fin_was_sent);
+        uint32_t in = sequence(sk, DIRECTION_IN) - fin_was_read(sk);
+        uint32_t out = sequence(sk, DIRECTION_OUT) - connection->fin_was_sent;
+        count_last_gap(&connection->streams[DIRECTION_IN], in);
+        count_last_gap(&connection->streams[DIRECTION_OUT], out);
     }
     emit_close(connection, EVENT_CLOSE, 0);
     connections.delete(&sk);

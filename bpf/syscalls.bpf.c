@@ -9,7 +9,7 @@
  * calls a program is attached to stands in agent/loader.py (TARGETS).
  *
  * Not hooked, as they cannot reach a socket: pread, pwrite, preadv, pwritev (ESPIPE), tee and vmsplice (pipes on
- * both sides), copy_file_range, and sendfile from a socket (EINVAL). */
+ * both sides), copy_file_range. */
 #include <asm/unistd.h>
 
 struct enter_arguments {
@@ -56,13 +56,14 @@ INLINE struct work *begin_call(int descriptor)
     return work;
 }
 
-/* read readv preadv2 recvfrom recvmsg recvmmsg splice */
+/* read readv preadv2 recvfrom recvmsg recvmmsg splice, sendfile64 into a pipe */
 int exit_receive(struct exit_arguments *ctx)
 {
     int64_t result = ctx->result;
     if (result < 0 && result != CONNECTION_RESET)
         return 0; /* EAGAIN above all: it costs no look-up */
-    struct work *work = begin_call(0);
+    int number = ctx->number;
+    struct work *work = begin_call(number == __NR_sendfile ? 1 : 0);
     if (!work)
         return 0;
     uint64_t registers = saved_registers();
@@ -71,7 +72,7 @@ int exit_receive(struct exit_arguments *ctx)
     call->size = result > 0 ? result : 0;
     call->reset = result < 0;
     uint32_t flags = 0;
-    switch ((int)ctx->number) {
+    switch (number) {
     case __NR_recvfrom:
         flags = argument(registers, 3);
         break;
@@ -82,19 +83,22 @@ int exit_receive(struct exit_arguments *ctx)
     case __NR_recvmmsg:
         flags = argument(registers, 3);
         call->messages = call->size;
+        call->size = 0;
+        call->vectored = true;
         break;
     case __NR_readv:
     case __NR_preadv2:
         call->count = argument(registers, 2);
         call->vectored = true;
         break;
+    case __NR_sendfile:
     case __NR_splice:
         call->buffer = 0; /* the bytes never pass through the process's memory */
         break;
     }
     if (flags & (PEEK | OUT_OF_BAND | ERROR_QUEUE))
         return 0; /* the stream did not move */
-    if (flags & TRUNC)
+    if (flags & TRUNC && !call->messages)
         call->buffer = 0; /* TCP throws the bytes away */
     call->direction = DIRECTION_IN;
     jump(ctx, call->messages ? TAIL_MESSAGES : TAIL_CHUNK);
@@ -143,6 +147,8 @@ int exit_send(struct exit_arguments *ctx)
         break;
     case __NR_sendmmsg:
         call->messages = call->size;
+        call->size = 0;
+        call->vectored = true;
         break;
     case __NR_writev:
     case __NR_pwritev2:
