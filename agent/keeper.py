@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
-from agent import __version__, messages
+from agent import __version__, hooks, messages
 from agent.discovery import Selection
 from agent.enrichment.process import (
     Host,
@@ -65,6 +65,8 @@ class KernelSide(Protocol):
 
     @property
     def process_ring_fd(self) -> int: ...
+    @property
+    def shed_level(self) -> int: ...
 
 
 class Keeper:
@@ -123,6 +125,7 @@ class Keeper:
         try:
             self._spawn()  # it imports while the kernel programs are compiled
             kernel = self._kernel = self._load_kernel()
+            kernel.attach()
             self._set_up_pipeline(kernel)
             self._begin_tracing(kernel)
             while self._status is None and not self._signals:
@@ -188,7 +191,6 @@ class Keeper:
     def _begin_tracing(self, kernel: KernelSide) -> None:
         for port in sorted(self._selection.ports):
             kernel.select_port(port)  # who begins to listen is traced before its first connection
-        kernel.attach()
         self._epoll.register(kernel.process_ring_fd, select.EPOLLIN)
         # A child that was forked between the look and the deed is found by the next look: from then on the
         # kernel side follows.
@@ -317,6 +319,10 @@ class Keeper:
             earlier_ledger=self._ledger,
             started_s=self._started_s,
             host={"host.id": self._host.id, "host.name": self._host.name, "host.arch": self._host.arch},
+            capture={
+                "backend": kernel.facts.get("backend", "tracepoints"),
+                "off": hooks.switched_off(kernel.refused),
+            },
         )
 
     def _restart(self, kernel: KernelSide) -> None:
@@ -360,7 +366,7 @@ class Keeper:
                 self._on_ready(kernel)
             elif message.name == "stats":
                 self._spans, self._ledger = message.fields["spans"], message.fields["ledger"]
-                self._channel.offer("keeper", figures=self._figures())
+                self._channel.offer("keeper", figures=self._figures(kernel))
 
     def _on_ready(self, kernel: KernelSide) -> None:
         if self._is_ready:
@@ -372,7 +378,7 @@ class Keeper:
         ]
         if len(self._traced) > NAMED_MAX:
             names.append(f"{len(self._traced) - NAMED_MAX} more")
-        off = [f"{each['name']} is off: {each['reason']}" for each in kernel.refused]
+        off = [hooks.sentence(each) for each in hooks.switched_off(kernel.refused)]
         traced = f"tracing {', '.join(names)}" if names else "waiting for what is selected"
         self._log.info("; ".join([f"ready: {traced}", *off]), version=__version__)
 
@@ -424,14 +430,15 @@ class Keeper:
             self._child.kill()
             self._child.wait()
 
-    def _figures(self) -> dict[str, int | float]:
-        """By the names of the group `keeper` of agent/self_metrics.py."""
+    def _figures(self, kernel: KernelSide) -> dict[str, int | float]:
+        """By the names of the group `keeper` of agent/self_metrics.py; and how much is shed, for /status."""
         assert self._channel is not None
         return {
             **self._process.figures(),
             "processes": len(self._traced),
             "restarts": self._restarts,
             "malformed": self._malformed + self._channel.malformed,
+            "shed_level": kernel.shed_level,
         }
 
     def _listen(self, address: str) -> socket.socket | None:
@@ -445,7 +452,8 @@ class Keeper:
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             self._log.warn(
-                f"no /metrics on {address}: {reason}", "self.listen names another address, or none with ''"
+                f"no /metrics and no /status on {address}: {reason}",
+                "self.listen names another address, or none with ''",
             )
             return None
 

@@ -218,6 +218,11 @@ class Kernel:
         """Paused, nothing is looked at; what moved meanwhile shows as a gap (gap_bytes)."""
         self._control[4:8] = struct.pack("=I", paused)
 
+    @property
+    def shed_level(self) -> int:
+        """So many 256ths of the connections are left out now."""
+        return int.from_bytes(self._control[12:16], sys.byteorder)
+
     def counters(self) -> dict[str, int]:
         """struct kernel_counters, summed over the CPUs."""
         names = self._counter_names

@@ -30,9 +30,12 @@ def options(**changed: Any) -> dict[str, Any]:
 class FakeKernel:
     def __init__(self) -> None:
         self.maps = {name: os.eventfd(0) for name in ("events", "demands", "counters")}
-        self.refused: list[dict[str, str]] = [{"name": "on_sendfile", "reason": "no such tracepoint"}]
+        self.refused: list[dict[str, str]] = [
+            {"name": "syscalls/sys_exit_sendfile64", "reason": "no such tracepoint"}
+        ]
         self.facts = {"constants": {"CPUS": 2}}
         self.process_ring_fd = 0
+        self.shed_level = 0
         self._input = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
 
     def attach(self) -> None:
