@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
-from agent import __version__, hooks, messages
+from agent import __version__, hooks, messages, self_test
 from agent.discovery import Selection
 from agent.enrichment.process import (
     Host,
@@ -73,6 +73,7 @@ class Keeper:
     """One run: `run` returns the exit status.
 
     pipeline_command: what starts a pipeline, the two descriptors are appended; tests give their own.
+    test_capture: raises AgentError when what is attached reads this kernel wrong.
     """
 
     def __init__(
@@ -82,12 +83,14 @@ class Keeper:
         log: Log,
         load_kernel: Callable[[], KernelSide],
         pipeline_command: Sequence[str] = PIPELINE_COMMAND,
+        test_capture: Callable[[Any, Log], None] = self_test.run,
     ) -> None:
         self._options = options
         self._config_fd = config_fd
         self._log = log
         self._load_kernel = load_kernel
         self._pipeline_command = pipeline_command
+        self._test_capture = test_capture
         self._selection = Selection(options, own=(os.getpid(),))
         self._added = parse_attributes(options["resource.attributes"])
         self._host: Host = read_host()
@@ -126,6 +129,7 @@ class Keeper:
             self._spawn()  # it imports while the kernel programs are compiled
             kernel = self._kernel = self._load_kernel()
             kernel.attach()
+            self._test_capture(kernel, self._log)  # before anybody else reads the ring
             self._set_up_pipeline(kernel)
             self._begin_tracing(kernel)
             while self._status is None and not self._signals:

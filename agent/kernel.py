@@ -230,6 +230,11 @@ class Kernel:
         sums = (sum(values[i :: len(names)]) & (1 << 64) - 1 for i in range(len(names)))
         return {name: value for name, value in zip(names, sums, strict=True) if name}
 
+    def reset_counters(self) -> None:
+        """All to zero, while nothing is traced."""
+        for cpu in range(self._cpus):
+            self._update("counters", struct.pack("=I", cpu), bytes(8 * len(self._counter_names)))
+
     def close(self) -> None:
         """Detaches everything and lets go of all maps. A second call does nothing."""
         self._attachments.close()

@@ -86,7 +86,8 @@ def main() -> int:
     config_fd = os.memfd_create("config", 0)
     command = (sys.executable, "-m", "tests.agent.fake_pipeline")
     given = options(**json.loads(sys.argv[1]))
-    return Keeper(given, config_fd, Log("debug", "keeper"), FakeKernel, command).run()
+    log = Log("debug", "keeper")
+    return Keeper(given, config_fd, log, FakeKernel, command, lambda kernel, log: None).run()
 
 
 if __name__ == "__main__":
