@@ -238,16 +238,11 @@ def _check_exporters(config: Config) -> None:
 
 
 def _check_privileges() -> None:
-    from agent.doctor import missing_capabilities
+    from agent.permissions import advice, missing_capabilities
 
     missing = missing_capabilities()
     if missing:
-        verb = (
-            "sudo"
-            if os.geteuid()
-            else "--privileged, or with these capabilities added, if this is a container"
-        )
-        raise PrivilegeError(f"tracing needs root: {', '.join(missing)} missing", f"run it with {verb}")
+        raise PrivilegeError(f"tracing needs root: {', '.join(missing)} missing", advice())
 
 
 def become_keeper(config: Config) -> NoReturn:

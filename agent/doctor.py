@@ -22,6 +22,13 @@ from typing import Any
 
 from agent import __version__
 from agent.errors import AgentError
+from agent.permissions import (
+    PARANOID_ANY,
+    holds,
+    lockdown,
+    missing_capabilities,
+    perf_event_paranoid,
+)
 
 OK, INFO, WARN, FAIL = "ok", "info", "warn", "fail"
 KERNEL_LEAST = (5, 8)  # ring buffer, CAP_BPF
@@ -45,33 +52,6 @@ def package(debian: str, fedora: str) -> str:
 
 
 # Privileges, which `run` asks for as well.
-
-CAPABILITIES = {
-    "CAP_DAC_READ_SEARCH": 2,
-    "CAP_SETGID": 6,
-    "CAP_SETUID": 7,
-    "CAP_SYS_PTRACE": 19,
-    "CAP_SYS_ADMIN": 21,
-    "CAP_PERFMON": 38,
-    "CAP_BPF": 39,
-}
-# Each needs one of its capabilities.
-NEEDS = (
-    ("load programs", ("CAP_BPF", "CAP_SYS_ADMIN")),
-    ("attach to tracepoints", ("CAP_PERFMON", "CAP_SYS_ADMIN")),
-    ("read who a process is", ("CAP_SYS_PTRACE",)),
-    ("read tracefs and descriptors of others", ("CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE")),
-    ("give up the privileges of the pipeline", ("CAP_SETUID",)),
-    ("give up its groups", ("CAP_SETGID",)),
-)
-_NUMBERS = CAPABILITIES | {"CAP_DAC_OVERRIDE": 1}
-
-
-def missing_capabilities(root: Path = ROOT) -> list[str]:
-    """The capabilities that a run needs and this process does not have, in the order of NEEDS."""
-    match = re.search(r"^CapEff:\s*([0-9a-f]+)", _read(root / "proc/self/status"), re.MULTILINE)
-    held = int(match[1], 16) if match else 0
-    return [names[0] for _, names in NEEDS if not any(held >> _NUMBERS[name] & 1 for name in names)]
 
 
 def check_privileges(root: Path = ROOT) -> Row:
@@ -170,9 +150,7 @@ def check_bpf() -> Row:
 
 
 def check_lockdown(root: Path = ROOT) -> Row:
-    text = _read(root / "sys/kernel/security/lockdown")
-    match = re.search(r"\[(\w+)\]", text)
-    mode = match[1] if match else ""
+    mode = lockdown(root)
     if mode == "confidentiality":
         hint = "boot with lockdown=integrity or none: confidentiality forbids programs to read memory"
         return Row("lockdown", FAIL, mode, hint)
@@ -180,14 +158,16 @@ def check_lockdown(root: Path = ROOT) -> Row:
 
 
 def check_perf(root: Path = ROOT) -> Row:
-    text = _read(root / "proc/sys/kernel/perf_event_paranoid").strip()
-    if not text.lstrip("-").isdigit():
+    level = perf_event_paranoid(root)
+    if level is None:
         return Row("perf_event_paranoid", WARN, "no such setting", "take a kernel with CONFIG_PERF_EVENTS=y")
-    if int(text) >= 3 and "CAP_PERFMON" in missing_capabilities(root):
-        return Row(
-            "perf_event_paranoid", FAIL, text, "run it with sudo, or sysctl kernel.perf_event_paranoid=2"
-        )
-    return Row("perf_event_paranoid", OK, f"{text} (does not bind root)")
+    if level >= PARANOID_ANY and not holds("CAP_SYS_ADMIN", root):
+        if holds("CAP_PERFMON", root):
+            hint = "if attaching is refused: some distributions ask for CAP_SYS_ADMIN from 3 on; add it"
+            return Row("perf_event_paranoid", WARN, f"{level}, with CAP_PERFMON alone", hint)
+        hint = "run it with sudo, or sysctl kernel.perf_event_paranoid=2"
+        return Row("perf_event_paranoid", FAIL, str(level), hint)
+    return Row("perf_event_paranoid", OK, f"{level} (does not bind root)")
 
 
 def check_memlock(release: str = "") -> Row:
@@ -361,10 +341,3 @@ def diagnose(config: Mapping[str, Any], environ: Mapping[str, str], root: Path =
 
 def failing(rows: Iterable[Row]) -> bool:
     return any(row.status == FAIL for row in rows)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

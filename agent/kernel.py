@@ -18,6 +18,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -109,6 +110,12 @@ def _run_loader(python: str, settings: Settings) -> tuple[dict[str, Any], list[i
             count = 0 if "error" in answer else len(answer["programs"]) + len(answer["maps"])
             return answer, _receive_fds(ours, count)
         except (OSError, EOFError) as error:
+            with suppress(subprocess.TimeoutExpired):
+                if loader.wait(1.0) == -signal.SIGKILL:
+                    raise AgentError(
+                        f"the loader ({python}) was killed, which the kernel does when memory is short",
+                        "compiling takes 150 MiB for a second: give the agent's control group more memory",
+                    ) from error
             loader.kill()
             hint = "what it wrote on standard error says more; capture.loader_python names another Python"
             raise AgentError(f"the loader ({python}) ended without an answer: {error}", hint) from error

@@ -265,6 +265,10 @@ def main(arguments: Sequence[str]) -> int:
     except AgentError as error:
         log.error(error.message, error.hint)
         return error.exit_code
+    except MemoryError as error:
+        what = f"the pipeline has no memory for its tables: {error}"
+        log.error(what, "lower capture.processes_max, core.connections_max or core.batch_spans_max")
+        return 1
     except OSError as error:
         log.error(f"the pipeline cannot start: {error.strerror or error}", "ebpf-otlp-tracer doctor")
         return 1

@@ -21,9 +21,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from agent import hooks
 from agent.errors import AgentError
 from agent.kernel import Kernel, Ring
 from agent.log import Log
+from agent.permissions import lockdown, why_refused
 from agent.records import IN, LATE, OUT, RESET, ROLES, Event, parse
 
 REQUESTS = (
@@ -124,6 +126,15 @@ def _test(kernel: Kernel, ring: Ring, listener: socket.socket, address: str, log
         raise AgentError(f"the kernel programs write records that cannot be: {error}", HINT) from error
     finally:
         kernel.untrace(os.getpid())
+    if kernel.refused and {event.direction for event in events if event.kind == "chunk"} != {IN, OUT}:
+        first, *rest = hooks.switched_off(kernel.refused)
+        raise AgentError(
+            f"nothing can be traced: {hooks.sentence(first)}"
+            + (f"; and {len(rest)} more hooks are off" if rest else ""),
+            why_refused()
+            if lockdown() == "confidentiality"
+            else "ebpf-otlp-tracer doctor shows what is missing",
+        )
     wrong = differences(events, said, off)
     if wrong:
         more = f"; and {len(wrong) - NAMED_MAX} more" if len(wrong) > NAMED_MAX else ""

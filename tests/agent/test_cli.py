@@ -174,7 +174,8 @@ def test_a_real_thread_is_not_taken_for_a_process() -> None:
 def test_missing_privileges_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("agent.doctor.missing_capabilities", lambda: ["CAP_BPF", "CAP_PERFMON"])
+    monkeypatch.setattr(cli, "become_keeper", None)  # never from a test
+    monkeypatch.setattr("agent.permissions.missing_capabilities", lambda: ["CAP_BPF", "CAP_PERFMON"])
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     code, _, err = invoke(capsys, "--all")
     assert code == 77

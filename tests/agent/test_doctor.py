@@ -15,6 +15,7 @@ import pytest
 
 from agent import doctor
 from agent.config_load import load
+from agent.permissions import NEEDS
 
 
 def status(root: Path, capabilities: int) -> Path:
@@ -41,7 +42,7 @@ def test_capabilities_that_are_missing_are_named(tmp_path: Path, held: int, miss
 
 
 def test_nothing_is_held_where_it_cannot_be_seen(tmp_path: Path) -> None:
-    assert len(doctor.missing_capabilities(tmp_path)) == len(doctor.NEEDS)
+    assert len(doctor.missing_capabilities(tmp_path)) == len(NEEDS)
 
 
 @pytest.mark.parametrize(

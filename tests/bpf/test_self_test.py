@@ -131,6 +131,30 @@ def test_a_missing_hook_is_no_wrong_layout(tmp_path: Path, capfd: pytest.Capture
     assert "reads this kernel right" in capfd.readouterr().err
 
 
+REFUSE_RECEIVES = (
+    "real = loader.load_program\n"
+    "def load_program(lib, module, name, kind):\n"
+    "    refused = -1, 'Invalid argument; unknown func bpf_probe_read_kernel#113'\n"
+    "    return refused if name == 'exit_receive' else real(lib, module, name, kind)\n"
+    "loader.load_program = load_program\n"
+)
+
+
+@pytest.mark.parametrize(("mode", "hint"), [("", "doctor"), ("confidentiality", "boot with lockdown")])
+def test_a_program_without_which_nothing_can_be_traced_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, hint: str
+) -> None:
+    """As under lockdown, where the verifier does not know the helpers that read memory."""
+    monkeypatch.setattr(self_test, "lockdown", lambda: mode)
+    monkeypatch.setattr(self_test, "why_refused", lambda: "boot with lockdown=integrity")
+    with conftest.load(loader_python=python_with(tmp_path, REFUSE_RECEIVES)) as each:
+        with pytest.raises(AgentError) as caught:
+            self_test.run(each, Log("error"))
+    assert "nothing can be traced: exit_receive is off (Invalid argument; unknown" in caught.value.message
+    assert "not seen: everything that is received" in caught.value.message
+    assert hint in caught.value.hint
+
+
 def test_without_a_loopback_it_is_skipped_with_a_word() -> None:
     """In a network namespace of its own, where lo is down."""
     code = (
