@@ -18,6 +18,8 @@ from typing import Any
 from agent.enrichment.process import (
     PROC,
     Process,
+    netns_of,
+    read_bytes,
     read_link,
     read_process,
     read_stat,
@@ -96,6 +98,32 @@ def sockets_held(tgid: int, wanted: Iterable[int], proc: Path = PROC) -> set[int
     finally:
         os.close(directory)
     return held
+
+
+def uses_io_uring(tgid: int, proc: Path = PROC) -> bool:
+    """Whether a process has a ring of io_uring open."""
+    try:
+        with os.scandir(f"{proc}/{tgid}/fd") as entries:
+            return any(read_link(entry.path) == "anon_inode:[io_uring]" for entry in entries)
+    except OSError:
+        return False
+
+
+def unix_sockets(tgids: Iterable[int], proc: Path = PROC) -> set[int]:
+    """Inodes of the Unix sockets in the network namespaces of some processes."""
+    inodes: set[int] = set()
+    seen: set[int] = set()
+    for tgid in tgids:
+        netns = netns_of(tgid, proc)
+        if netns in seen:
+            continue
+        seen.add(netns)
+        # `0000000000000000: 00000003 00000000 00000000 0001 03 12345 /run/path`
+        for line in read_bytes(f"{proc}/{tgid}/net/unix").splitlines()[1:]:
+            fields = line.split(None, 7)
+            if len(fields) > 6:
+                inodes.add(int(fields[6]))
+    return inodes
 
 
 def listening_ports(process: Process, proc: Path = PROC) -> list[int]:

@@ -95,8 +95,9 @@ def check_btf(root: Path = ROOT) -> Row:
     try:
         from agent import btf, loader
 
-        fields = loader.fields_read(loader.join_includes(loader.BPF_FOLDER / "agent.bpf.c"))
-        btf.offsets(fields, str(root / "sys/kernel/btf/vmlinux"))
+        text = loader.join_includes(loader.BPF_FOLDER / "agent.bpf.c")
+        fields, optional = loader.fields_read(text), loader.fields_optional(text)
+        btf.read(fields, optional, path=str(root / "sys/kernel/btf/vmlinux"))
     except AgentError as error:
         return Row("BTF", FAIL, error.message, error.hint)
     except (ImportError, OSError) as error:

@@ -13,24 +13,24 @@ from collections.abc import Iterable, Mapping
 # By the name of a program (bpf/*.bpf.c) or of what it is attached to; the first that matches. {call} is the
 # system call.
 UNSEEN: tuple[tuple[str, str], ...] = (
-    (
-        r"sys_enter_close(_range)?|enter_close(_range)?",
-        "closed descriptors, whose numbers are looked up anew",
-    ),
-    (r"sys_exit_dup[23]?|exit_dup", "bytes on a descriptor that {call} has given another socket"),
-    (r"sys_exit_accept4?|exit_accept", "that connections taken by {call} have the server here"),
-    (r"sys_exit_connect|exit_connect", "that connections made by {call} have the client here"),
+    (r"(sys_)?enter_(close|shutdown)|(kprobe_)?unix_release", "the ends of Unix sockets, until later"),
+    (r"(sys_)?exit_io_uring_setup", "that a process begins to use io_uring"),
     (r"sys_enter_\w+", "when a {call} began: it is timed at its end"),
     (r"enter_send", "when sends began: they are timed at their end"),
-    (r"sys_exit_(read|readv|recv\w+)", "what is received by {call}"),
-    (r"sys_exit_(write|writev|send\w+)", "what is sent by {call}"),
+    (r"sys_exit_(read|readv|preadv2|recv\w+)", "what is received by {call}"),
+    (r"sys_exit_(write|writev|pwritev2|send\w+)", "what is sent by {call}"),
+    (r"sys_exit_\w+", "what is moved by {call}"),
     (r"exit_receive", "everything that is received"),
     (r"exit_send", "everything that is sent"),
+    (r"tail_\w+_messages", "what calls move that take several messages (sendmmsg, recvmmsg)"),
+    (r"tail_tracepoint_\w+", "what system calls move"),
+    (r"(tail_kprobe|kprobe|kretprobe)_\w+", "what processes that use io_uring move"),
     (r"(raw_)?inet_sock_set_state", "processes that begin to listen on a selected port later, and resets"),
     (r"(raw_)?tcp_destroy_sock", "the ends of connections: capture.connections_max is reached in time"),
     (r"(raw_)?sched_process_fork", "children that traced processes start from now on"),
     (r"(raw_)?sched_process_exec", "processes that become a selected program from now on"),
     (r"(raw_)?sched_process_exit", "ends of processes, until the next look at all of them"),
+    (r"(tcp|udp|udpv6|unix)_\w+", "what is moved by the kernel's function {call}"),
 )
 REASON_MAX = 400  # characters: the verifier's last lines can be many
 OTHERWISE = "what only this hook sees"

@@ -15,12 +15,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
 from agent import __version__, hooks, messages, self_test
-from agent.discovery import Selection
+from agent.backend import Backend
+from agent.discovery import Selection, unix_sockets, uses_io_uring
 from agent.enrichment.process import (
     Host,
     Process,
@@ -54,9 +55,13 @@ class KernelSide(Protocol):
     maps: dict[str, int]
     refused: list[dict[str, str]]
     facts: dict[str, Any]
+    backend: Backend
 
     def attach(self) -> None: ...
-    def trace(self, tgid: int) -> None: ...
+    def trace(self, tgid: int, *, by_kprobe: bool = False) -> None: ...
+    def attach_kprobes(self) -> bool: ...
+    def forget_unix(self, alive: Callable[[], Container[int]]) -> int: ...
+    def shed_share(self) -> float: ...
     def select_port(self, port: int) -> None: ...
     def set_epoch(self, epoch: int) -> None: ...
     def process_events(self) -> Sequence[ProcessEvent]: ...
@@ -65,8 +70,6 @@ class KernelSide(Protocol):
 
     @property
     def process_ring_fd(self) -> int: ...
-    @property
-    def shed_level(self) -> int: ...
 
 
 class Keeper:
@@ -208,12 +211,25 @@ class Keeper:
         """The pipeline hears who it is before the first event of it can come."""
         self._tell(process.tgid, self._record(process))
         try:
-            kernel.trace(process.tgid)
+            kernel.trace(process.tgid, by_kprobe=self._needs_kprobes(kernel, process.tgid))
         except AgentError as error:
             if self._limit.allows("trace"):
                 self._log.warn(error.message, error.hint)
             return
         self._log.debug("traces", pid=process.tgid, exe=process.exe_name, because=reason)
+
+    def _needs_kprobes(self, kernel: KernelSide, tgid: int) -> bool:
+        """Whether a process moves bytes without system calls, and this kernel can show it all the same."""
+        if not uses_io_uring(tgid):
+            return False
+        if kernel.attach_kprobes():
+            return True
+        if self._limit.allows("io_uring"):
+            self._log.warn(
+                f"pid {tgid} uses io_uring: what it moves that way is not seen, and shows as gap_bytes",
+                "a kernel with kprobes shows it (ebpf-otlp-tracer doctor)",
+            )
+        return False
 
     def _record(self, process: Process) -> dict[str, Any]:
         """The resource of a process; what is wrong with its own variables is said once for each process."""
@@ -234,7 +250,12 @@ class Keeper:
                 self._on_exit(event.tgid)
             elif event.kind == "fork":
                 self._on_fork(event)
-            elif event.kind == "listen" or event.traced or event.tgid in self._traced or self._by_program:
+            elif (
+                event.kind in ("listen", "io_uring")
+                or event.traced
+                or event.tgid in self._traced
+                or self._by_program
+            ):
                 self._look_at(kernel, event.tgid, event.traced)
 
     def _on_fork(self, event: ProcessEvent) -> None:
@@ -284,6 +305,7 @@ class Keeper:
         for tgid in list(self._traced):
             if not os.path.exists(f"/proc/{tgid}"):
                 self._on_exit(tgid)
+        kernel.forget_unix(lambda: unix_sockets(self._traced))
         lost = kernel.counters()["process_events_lost"]
         if lost != self._process_events_lost:
             self._process_events_lost = lost
@@ -324,7 +346,8 @@ class Keeper:
             started_s=self._started_s,
             host={"host.id": self._host.id, "host.name": self._host.name, "host.arch": self._host.arch},
             capture={
-                "backend": kernel.facts.get("backend", "tracepoints"),
+                "backend": kernel.backend.name,
+                "sees": kernel.backend.sees,
                 "off": hooks.switched_off(kernel.refused),
             },
         )
@@ -435,14 +458,14 @@ class Keeper:
             self._child.wait()
 
     def _figures(self, kernel: KernelSide) -> dict[str, int | float]:
-        """By the names of the group `keeper` of agent/self_metrics.py; and how much is shed, for /status."""
+        """By the names of the group `keeper` of agent/self_metrics.py."""
         assert self._channel is not None
         return {
             **self._process.figures(),
             "processes": len(self._traced),
             "restarts": self._restarts,
+            "shed_share": kernel.shed_share(),
             "malformed": self._malformed + self._channel.malformed,
-            "shed_level": kernel.shed_level,
         }
 
     def _listen(self, address: str) -> socket.socket | None:

@@ -43,22 +43,38 @@ else:  # run as a script
 BPF_FOLDER = Path(__file__).parent.parent / "bpf"
 FDS_PER_MESSAGE = 200  # the kernel takes 253 (SCM_MAX_FD)
 LOG_BYTES = 16 << 20  # of the verifier; touched only when it refuses
-BPF_MAP_CREATE, BPF_MAP_TYPE_RINGBUF = 0, 27
+BPF_MAP_CREATE, BPF_MAP_TYPE_PROG_ARRAY, BPF_MAP_TYPE_RINGBUF = 0, 3, 27
+TAILS = ("chunk", "send", "messages")  # enum tail of bpf/maps.bpf.h
 SYS_BPF = {"x86_64": 321, "aarch64": 280}
-PROGRAM_TRACEPOINT, PROGRAM_RAW_TRACEPOINT = 5, 17
+PROGRAM_TYPES = {"kprobe": 2, "kretprobe": 2, "tracepoint": 5, "raw_tracepoint": 17}
 
-# Which system calls a program serves. One named raw_X is attached to the raw tracepoint X.
-SENDS = ("write", "writev", "sendto", "sendmsg", "sendfile64")
+# Which system calls, or functions of the kernel, a program serves. One named raw_X is attached to the raw
+# tracepoint X.
+SENDS = ("write", "writev", "pwritev2", "sendto", "sendmsg", "sendmmsg", "sendfile64", "splice")
 TARGETS = {
-    "exit_receive": ("read", "readv", "recvfrom", "recvmsg"),
+    "exit_receive": ("read", "readv", "preadv2", "recvfrom", "recvmsg", "recvmmsg", "splice"),
     "enter_send": SENDS,
     "exit_send": SENDS,
-    "exit_accept": ("accept", "accept4"),
-    "exit_connect": ("connect",),
     "enter_close": ("close",),
-    "enter_close_range": ("close_range",),
-    "exit_dup": ("dup2", "dup3"),
+    "enter_shutdown": ("shutdown",),
+    "exit_io_uring_setup": ("io_uring_setup",),
+    "kprobe_send": ("tcp_sendmsg", "udp_sendmsg", "udpv6_sendmsg"),
+    "kprobe_send_socket": ("unix_stream_sendmsg",),
+    "kprobe_send_pages": ("tcp_sendpage",),
+    "kprobe_send_pages_socket": ("unix_stream_sendpage",),
+    "kprobe_receive": ("tcp_recvmsg", "udp_recvmsg", "udpv6_recvmsg"),
+    "kprobe_receive_socket": ("unix_stream_recvmsg",),
+    "kprobe_splice": ("tcp_splice_read", "unix_stream_splice_read"),
+    "kprobe_unix_release": ("unix_release",),
 }
+TARGETS["kretprobe_moved"] = tuple(
+    target
+    for name in TARGETS
+    if name.startswith(("kprobe_send", "kprobe_rec", "kprobe_sp"))
+    for target in TARGETS[name]
+)
+# Functions that came or went with some version of the kernel: without them nothing is missing.
+OPTIONAL_TARGETS = ("tcp_sendpage", "unix_stream_sendpage", "udpv6_sendmsg", "udpv6_recvmsg")
 
 
 def join_includes(path: Path, seen: set[Path] | None = None) -> str:
@@ -82,6 +98,21 @@ def join_includes(path: Path, seen: set[Path] | None = None) -> str:
     return "\n".join(out) + "\n"
 
 
+def layout(text: str) -> dict[str, int]:
+    """What the text asks of this kernel's BTF: OFFSET_structure__field, HAS_structure__field, ENUM_type__X.
+
+    A field that is also asked for by HAS_ may be missing.
+    """
+    wanted, optional = fields_read(text), fields_optional(text)
+    enumerators = sorted(set(re.findall(r"\bENUM\((\w+), (\w+)\)", text)) - {("type", "name")})
+    offsets, numbers = btf.read(wanted, optional, enumerators)
+    found = {f"OFFSET_{structure}__{field}": offset for (structure, field), offset in offsets.items()}
+    found |= {
+        f"HAS_{structure}__{field}": int((structure, field) in offsets) for structure, field in optional
+    }
+    return found | {f"ENUM_{kind}__{name}": number for (kind, name), number in numbers.items()}
+
+
 def fields_read(text: str) -> list[tuple[str, str]]:
     """Every (structure, field) of the kernel that the programs read, for this architecture."""
     if platform.machine() != "aarch64":
@@ -91,14 +122,28 @@ def fields_read(text: str) -> list[tuple[str, str]]:
     return sorted({pair for pair in named if pair != ("structure", "field")})
 
 
-def programs(text: str) -> list[dict[str, Any]]:
-    """Name, kind and targets of each program in the text, in its order."""
+def fields_optional(text: str) -> set[tuple[str, str]]:
+    """Those that some kernels lack: the text asks HAS_structure__field."""
+    return set(re.findall(r"\bHAS_(\w+?)__(\w+)", text)) - {("structure", "field")}
+
+
+def programs(text: str, syscalls: bool = True, kprobes: bool = True) -> list[dict[str, Any]]:
+    """Name, kind and targets of each program in the text, in its order; of the hooks that are wanted."""
     found: list[dict[str, Any]] = []
     for name in re.findall(r"^int (\w+)\(", text, flags=re.MULTILINE):
         kind, _, rest = name.partition("_")
-        if kind == "raw":
+        if kind == "tail":
+            of, _, what = rest.partition("_")
+            if (of == "tracepoint" and syscalls) or (of == "kprobe" and kprobes):
+                found.append({"name": name, "kind": of, "targets": [], "tail": TAILS.index(what)})
+        elif kind == "raw":
             found.append({"name": name, "kind": "raw_tracepoint", "targets": [rest]})
-        else:
+        elif kind in ("kprobe", "kretprobe"):
+            if kprobes:
+                found.append(
+                    {"name": name, "kind": kind, "targets": list(TARGETS[name]), "optional": OPTIONAL_TARGETS}
+                )
+        elif syscalls:
             targets = [f"syscalls/sys_{kind}_{call}" for call in TARGETS[name]]
             found.append({"name": name, "kind": "tracepoint", "targets": targets})
     return found
@@ -113,8 +158,12 @@ def constants(config: dict[str, int]) -> dict[str, int]:
         "WAKE_SHIFT": max(wake.bit_length() - 1, 6),  # the power of two below
         "ALLOWANCE": config["allowance_bytes"],
         "TAIL_BYTES": config["tail_bytes"],
+        "CAPTURE_SYSCALLS": int(config["syscalls"]),
+        "CAPTURE_KPROBES": int(config["kprobes"]),
+        "KPROBES_FOR_ALL": int(config["kprobes_for_all"]),
+        "SHED": int(config["shed"]),
         "CONNECTIONS_MAX": config["connections_max"],
-        "DESCRIPTORS_MAX": config["descriptors_max"],
+        "UNIX_CONNECTIONS_MAX": config["unix_connections_max"],
         "THREADS_MAX": config["threads_max"],
         "PROCESSES_MAX": config["processes_max"],
         "CPUS": possible_cpus(),
@@ -126,25 +175,40 @@ def possible_cpus() -> int:
     return int(re.split("[-,]", Path("/sys/devices/system/cpu/possible").read_text().strip())[-1]) + 1
 
 
-def ring_create(name: str, size: int) -> int:
-    """A ring buffer map; the size is a power of two and at least a page."""
-    if size >= 1 << 32:
-        raise map_refused(f"the ring buffer {name}", f"{size:,} bytes", errno.E2BIG, "capture.ring_bytes")
-    attributes = struct.pack("=IIIIIII16s", BPF_MAP_TYPE_RINGBUF, 0, 0, size, 0, 0, 0, name.encode())
+def map_create(kind: int, width: int, entries: int, name: str) -> int:
+    """A map with keys and values of `width` bytes; its descriptor, or -1 with errno set."""
+    attributes = struct.pack("=IIIIIII16s", kind, width, width, entries, 0, 0, 0, name.encode()[:15])
     buffer = ctypes.create_string_buffer(attributes.ljust(128, b"\0"))
     libc = ctypes.CDLL(None, use_errno=True)
     fd: int = libc.syscall(SYS_BPF[platform.machine()], BPF_MAP_CREATE, buffer, 72)
+    return fd
+
+
+def tails_create(name: str) -> int:
+    """A program array for the programs that others jump to."""
+    fd = map_create(BPF_MAP_TYPE_PROG_ARRAY, 4, len(TAILS), name)
+    if fd < 0:
+        raise map_refused(f"the program array {name}", f"{len(TAILS)} entries", ctypes.get_errno(), "")
+    return fd
+
+
+def ring_create(name: str, size: int) -> int:
+    """A ring buffer map; the size is a power of two and at least a page."""
+    if size >= 1 << 32:
+        raise map_refused(f"the ring buffer {name}", f"{size} bytes", errno.E2BIG, "capture.ring_bytes")
+    fd = map_create(BPF_MAP_TYPE_RINGBUF, 0, size, name)
     if fd >= 0:
         return fd
-    raise map_refused(f"the ring buffer {name}", f"{size:,} bytes", ctypes.get_errno(), "capture.ring_bytes")
+    raise map_refused(f"the ring buffer {name}", f"{size} bytes", ctypes.get_errno(), "capture.ring_bytes")
 
 
 # Which option decides how large a map is; the others have a size of their own.
 MAP_OPTIONS = {
     "traced": "capture.processes_max",
     "threads": "capture.threads_max",
-    "descriptors": "capture.descriptors_max",
+    "moves": "capture.threads_max",
     "connections": "capture.connections_max",
+    "unix_connections": "capture.unix_connections_max",
 }
 
 
@@ -171,7 +235,7 @@ def refused_by_bcc(said: str, config: dict[str, int]) -> AgentError | None:
     name, text = match[1], match[2].strip()
     error = next((number for number in errno.errorcode if os.strerror(number) == text), 0)
     option = MAP_OPTIONS.get(name, "")
-    size = f"{config[option.removeprefix('capture.')]:,} entries" if option else "its fixed size"
+    size = f"{config[option.removeprefix('capture.')]} entries" if option else "its fixed size"
     return map_refused(f"the map {name}", size, error, option)
 
 
@@ -228,7 +292,7 @@ def import_bcc() -> tuple[Any, Any]:
     return BPF, lib
 
 
-def compile_text(text: str, defines: dict[str, int], config: dict[str, int]) -> Any:
+def compile_text(text: str, defines: dict[str, Any], config: dict[str, int]) -> Any:
     """The compiled module, with its maps. BCC writes its messages to standard error, which is kept for us."""
     folder = Path(tempfile.mkdtemp(prefix="ebpf-otlp-tracer-headers-"))
     messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed below, after standard error is back)
@@ -259,7 +323,7 @@ def compile_text(text: str, defines: dict[str, int], config: dict[str, int]) -> 
 
 def load_program(lib: Any, module: Any, name: str, kind: str) -> tuple[int, str]:
     """(descriptor, "") or (-1, why): the error and the verifier's last lines."""
-    number = PROGRAM_TRACEPOINT if kind == "tracepoint" else PROGRAM_RAW_TRACEPOINT
+    number = PROGRAM_TYPES[kind]
     code = name.encode()
     start, size = lib.bpf_function_start(module, code), lib.bpf_function_size(module, code)
     licence, version = lib.bpf_module_license(module), lib.bpf_module_kern_version(module)
@@ -274,43 +338,58 @@ def load_program(lib: Any, module: Any, name: str, kind: str) -> tuple[int, str]
     return -1, "; ".join([os.strerror(error), *lines[-4:]])
 
 
+def put_tail(lib: Any, map_fd: int, index: int, program: int) -> None:
+    """Into a program array, which holds it from now on: as long as a process has the array open."""
+    if (
+        lib.bpf_update_elem(map_fd, ctypes.byref(ctypes.c_int(index)), ctypes.byref(ctypes.c_int(program)), 0)
+        != 0
+    ):
+        raise AgentError(
+            f"cannot fill a program array: {os.strerror(ctypes.get_errno())}", "please report it"
+        )
+    os.close(program)
+
+
 def load(config: dict[str, int]) -> tuple[dict[str, Any], list[int]]:
     """Everything: (the answer, descriptors of its programs, then of its maps)."""
     began = time.monotonic()
     if os.geteuid() != 0:
         raise PrivilegeError("loading kernel programs needs root", "run with sudo")
     text = join_includes(BPF_FOLDER / "agent.bpf.c")
-    defines = constants(config)
-    for (structure, field), offset in btf.offsets(fields_read(text)).items():
-        defines[f"OFFSET_{structure}__{field}"] = offset
+    defines: dict[str, Any] = dict(constants(config))
+    secret = int.from_bytes(os.urandom(8), "little") | 1
+    defines |= layout(text) | {"UNIX_SECRET": f"{secret}ULL"}
     rings = {
         "events": ring_create("events", config["ring_bytes"]),
         "process_events": ring_create("process_events", config["process_ring_bytes"]),
     }
-    defines["EVENTS_FD"], defines["PROCESS_EVENTS_FD"] = rings["events"], rings["process_events"]
+    rings |= {f"{kind}_tails": tails_create(f"{kind}_tails") for kind in ("tracepoint", "kprobe")}
+    defines |= {f"{name.upper()}_FD": fd for name, fd in rings.items()}
     read = time.monotonic()
     bpf = compile_text(text, defines, config)
     compiled = time.monotonic()
     _, lib = import_bcc()
-    loaded, refused, fds = [], [], []
-    for program in programs(text):
-        fd, why = load_program(lib, bpf.module, program["name"], program["kind"])
-        if fd >= 0:
-            loaded.append(program)
-            fds.append(fd)
-        else:
-            refused.append({"name": program["name"], "reason": why})
     maps = dict(rings)
     for i in range(lib.bpf_num_tables(bpf.module)):
         name = lib.bpf_table_name(bpf.module, i).decode()
         maps[name] = lib.bpf_table_fd(bpf.module, name.encode())
+    loaded, refused, fds = [], [], []
+    for program in programs(text, bool(config["syscalls"]), bool(config["kprobes"])):
+        fd, why = load_program(lib, bpf.module, program["name"], program["kind"])
+        if fd >= 0 and "tail" in program:
+            put_tail(lib, maps[f"{program['kind']}_tails"], program["tail"], fd)
+        elif fd >= 0:
+            loaded.append(program)
+            fds.append(fd)
+        else:
+            refused.append({"name": program["name"], "reason": why})
     answer = {
         "programs": loaded,
         "maps": [{"name": name} for name in maps],
         "process_ring_bytes": config["process_ring_bytes"],
         "refused": refused,
         "kernel": {"release": platform.release(), "machine": platform.machine(), "cpus": defines["CPUS"]},
-        "constants": {name: value for name, value in defines.items() if not name.startswith("OFFSET_")},
+        "constants": constants(config),
         "seconds": {
             "btf": read - began,
             "compile": compiled - read,

@@ -60,11 +60,12 @@ def _is_attributes(value: Any) -> bool:
 
 
 def _is_capture(value: Any) -> bool:
-    """{"backend": name, "off": [{"name", "reason", "unseen"}]}: agent/hooks.py."""
+    """{"backend", "sees", "off": [{"name", "reason", "unseen"}]}: agent/backend.py, agent/hooks.py."""
     return (
         isinstance(value, dict)
-        and value.keys() == {"backend", "off"}
+        and value.keys() == {"backend", "sees", "off"}
         and _is_text(value["backend"])
+        and _is_text(value["sees"])
         and isinstance(value["off"], list)
         and all(isinstance(each, dict) and all(map(_is_text, each.values())) for each in value["off"])
     )

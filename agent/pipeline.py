@@ -212,12 +212,12 @@ class Pipeline:
 
     def _status_page(self) -> tuple[str, str]:
         """What `ebpf-otlp-tracer status` shows (agent/status_view.py)."""
-        shed_level = self._keeper_figures.get("shed_level", 0)
+        shed_share = self._keeper_figures.get("shed_share", 0.0)
         shown = {
             "agent": AGENT,
             "version": __version__,
             "pids": self._pids,
-            "capture": {**self._capture, "shed_level": shed_level},
+            "capture": {**self._capture, "shed_share": shed_share},
             **figures(self.samples(), time.monotonic() - self._started_s),
         }
         return "application/json", json.dumps(shown) + "\n"

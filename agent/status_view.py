@@ -112,9 +112,9 @@ def _processes(count: int) -> str:
 
 
 def _capture_lines(capture: Mapping[str, Any]) -> list[str]:
-    found = [f"captured by {capture['backend']}"]
+    found = [f"capture {capture['backend']}: {capture['sees']}"]
     found += [hooks.sentence(each) for each in capture["off"]]
-    share = capture["shed_level"] / 256
+    share = capture["shed_share"]
     if share:
         found.append(f"under pressure: {share:.0%} of the connections are left out now, and counted as shed")
     return found

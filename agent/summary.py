@@ -19,6 +19,7 @@ NAME_MAX = 48  # characters of a service's name
 # Figures that must be zero for "nothing was lost", with what to do about each.
 LOSSES = {
     "kernel.unsent_chunks": "reads or writes did not fit into the ring: raise capture.ring_bytes",
+    "kernel.shed_chunks": "reads or writes were left out under pressure: raise capture.ring_bytes",
     "kernel.unsent_events": "connection events did not fit into the ring: raise capture.ring_bytes",
     "kernel.connections_refused": "connections were not traced: raise capture.connections_max",
     "kernel.gap_bytes": "bytes moved by calls that are not hooked",

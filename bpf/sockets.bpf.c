@@ -20,7 +20,7 @@ INLINE void began_to_listen(uint64_t sk)
     event.netns = network_namespace(sk);
     uint16_t port = event.port;
     if (!traced_process(event.tgid) && ports.lookup(&port) && event.tgid != 1) {
-        struct traced_process selected = {new_generation(), FOLLOW_CHILDREN};
+        struct traced_process selected = {FOLLOW_CHILDREN};
         traced.update(&event.tgid, &selected);
     }
     event.traced = traced_process(event.tgid) != NULL;
@@ -33,7 +33,7 @@ int raw_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
     uint64_t sk = ctx->args[0];
     int from = ctx->args[1], to = ctx->args[2];
     if (to == STATE_LISTEN) {
-        if (is_tcp(sk))
+        if (transport_of(sk) == TRANSPORT_TCP)
             began_to_listen(sk);
         return 0;
     }

@@ -8,9 +8,10 @@ import json
 import os
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
+from agent.backend import Backend
 from agent.config import OPTIONS
 from agent.keeper import Keeper
 from agent.kernel import ProcessEvent
@@ -35,14 +36,23 @@ class FakeKernel:
         ]
         self.facts = {"constants": {"CPUS": 2}}
         self.process_ring_fd = 0
-        self.shed_level = 0
+        self.backend = Backend("tracepoint", True, False, False, "system calls by tracepoints")
         self._input = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
 
     def attach(self) -> None:
         say("attach")
 
-    def trace(self, tgid: int) -> None:
+    def trace(self, tgid: int, *, by_kprobe: bool = False) -> None:
         say("trace", tgid=tgid)
+
+    def attach_kprobes(self) -> bool:
+        return False
+
+    def forget_unix(self, alive: Callable[[], Container[int]]) -> int:
+        return 0
+
+    def shed_share(self) -> float:
+        return 0.0
 
     def select_port(self, port: int) -> None:
         say("select_port", port=port)

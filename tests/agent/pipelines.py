@@ -24,7 +24,7 @@ SETUP = {
     "earlier_spans": {},
     "earlier_ledger": {},
     "started_s": time.monotonic(),
-    "capture": {"backend": "tracepoints", "off": []},
+    "capture": {"backend": "tracepoint", "sees": "system calls", "off": []},
 }
 
 

@@ -109,7 +109,7 @@ def test_record_is_with_the_pipeline_before_the_process_is_traced(target: Any) -
     received = []
 
     class Kernel(FakeKernel):
-        def trace(self, tgid: int) -> None:
+        def trace(self, tgid: int, *, by_kprobe: bool = False) -> None:
             received.append(pipeline.receive(wait_s=0))
 
     keeper = Keeper(options(select__pid=[target.pid]), -1, Log("error"), Kernel)

@@ -76,7 +76,7 @@ def test_an_attachment_that_is_forbidden_is_explained(monkeypatch: pytest.Monkey
     def forbidden(program: int, name: str) -> int:
         raise OSError(number, f"perf_event_open of {name}: {os.strerror(number)}")
 
-    monkeypatch.setattr(attach, "attach_tracepoint", forbidden)
+    monkeypatch.setitem(attach.ATTACH, "tracepoint", forbidden)
     monkeypatch.setattr(attach, "why_refused", lambda: "this kernel is locked down")
     with pytest.raises(PrivilegeError) as caught:
         attach.Attachments().add(0, "tracepoint", ["syscalls/sys_exit_read"])
@@ -90,12 +90,12 @@ def test_an_attachment_that_is_forbidden_is_explained(monkeypatch: pytest.Monkey
         (
             "could not open bpf map: connections, error: Cannot allocate memory\n",
             AgentError,
-            ["map connections", "65,536 entries", "Cannot allocate memory", "lower capture.connections_max"],
+            ["map connections", "65536 entries", "Cannot allocate memory", "lower capture.connections_max"],
         ),
         (
             "noise\ncould not open bpf map: traced, error: Argument list too long\nmore",
             AgentError,
-            ["map traced", "8,192 entries", "more than this kernel allows", "capture.processes_max"],
+            ["map traced", "8192 entries", "more than this kernel allows", "capture.processes_max"],
         ),
         (
             "could not open bpf map: works, error: Cannot allocate memory",

@@ -31,7 +31,7 @@ def shown(changed: list[Sample] | None = None, **fields: Any) -> dict[str, Any]:
         "agent": "ebpf-otlp-tracer",
         "version": "9.9",
         "pids": {"keeper": 11, "pipeline": 12},
-        "capture": {"backend": "tracepoints", "off": [], "shed_level": 0},
+        "capture": {"backend": "tracepoint", "sees": "system calls", "off": [], "shed_share": 0.0},
         **figures(changed or samples(keeper__processes=3), 61.5),
         **fields,
     }
@@ -82,7 +82,8 @@ def test_the_screen_has_the_words_of_the_summary(page: Page, capsys: pytest.Capt
     assert (code, err) == (0, "")
     head, _, rest = out.partition("\n\n")
     assert head == (
-        "tracing for 1 min 1 s, 3 processes now (9.9; keeper 11, pipeline 12)\ncaptured by tracepoints"
+        "tracing for 1 min 1 s, 3 processes now (9.9; keeper 11, pipeline 12)\n"
+        "capture tracepoint: system calls"
     )
     assert rest == summary(samples(), 61.5).partition("\n\n")[2]
 
@@ -102,7 +103,7 @@ def test_what_is_off_what_is_shed_gaps_losses_and_restarts_are_on_the_screen() -
         Sample(BY_SOURCE["ledger.gaps"], {"service": "quiet"}, 0),
     ]
     off = hooks.switched_off([{"name": "syscalls/sys_exit_readv", "reason": "no such tracepoint"}])
-    capture = {"backend": "tracepoints", "off": off, "shed_level": 64}
+    capture = {"backend": "tracepoint", "sees": "system calls", "off": off, "shed_share": 0.25}
     text = screen(shown(given, capture=capture))
     assert "1 process now" in text
     assert (
@@ -230,7 +231,7 @@ def test_watching_ends_with_the_agent_or_with_ctrl_c(
 
 def test_the_page_of_a_pipeline_has_its_figures() -> None:
     with rig(core__poll_ms=5.0) as r:
-        r.keeper.send("keeper", figures={"processes": 2, "shed_level": 32})
+        r.keeper.send("keeper", figures={"processes": 2, "shed_share": 0.125})
         r.pipeline.read_messages()
         r.exchange(100)
         r.feed()
@@ -247,7 +248,12 @@ def test_the_page_of_a_pipeline_has_its_figures() -> None:
     assert found["services"] == {"unknown_service": {"requests": 1, "spans": 1, "orphans": 0}}
     assert found["ledger"]["parsed"]["chunks"] == 2
     assert found["processes"] == 2
-    assert found["capture"] == {"backend": "tracepoints", "off": [], "shed_level": 32}
+    assert found["capture"] == {
+        "backend": "tracepoint",
+        "sees": "system calls",
+        "off": [],
+        "shed_share": 0.125,
+    }
     assert found["exporters"] == {"list": {"spans": 1, "dropped": {"queue_full": 2}}}
     assert "tracing for" in screen(found)
 
@@ -264,4 +270,5 @@ def test_every_hook_has_words_for_what_is_not_seen_without_it() -> None:
     assert [name for name in names if hooks.unseen(name) == hooks.OTHERWISE] == []
     assert hooks.unseen("syscalls/sys_exit_sendto") == "what is sent by sendto"
     assert hooks.unseen("syscalls/sys_enter_writev").startswith("when a writev began")
+    assert hooks.unseen("tcp_sendmsg") == "what is moved by the kernel's function tcp_sendmsg"
     assert hooks.unseen("a_hook_of_tomorrow") == hooks.OTHERWISE

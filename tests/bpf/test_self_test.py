@@ -46,13 +46,13 @@ def field_at(wrong: str, instead: str) -> str:
     """`wrong` gets the offset of `instead`."""
     read, other = (tuple(each.split(".")) for each in (wrong, instead))
     return (
-        "real = loader.btf.offsets\n"
-        "def offsets(fields, *rest):\n"
-        f"    found, other = real(fields, *rest), {other!r}\n"
+        "real = loader.btf.read\n"
+        "def read(fields, *rest):\n"
+        f"    (found, numbers), other = real(fields, *rest), {other!r}\n"
         f"    assert {read!r} in found, 'the programs do not read this field'\n"
-        f"    found[{read!r}] = real([other])[other]\n"
-        "    return found\n"
-        "loader.btf.offsets = offsets\n"
+        f"    found[{read!r}] = real([other])[0][other]\n"
+        "    return found, numbers\n"
+        "loader.btf.read = read\n"
     )
 
 

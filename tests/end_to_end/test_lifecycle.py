@@ -42,10 +42,9 @@ def selecting(tmp_path: Path, *selectors: str):
     """The agent with selectors of our own instead of process ids."""
     file = tmp_path / "spans.jsonl"
     process = subprocess.Popen(
-        [*command(), "run", *selectors, "--exporter", f"jsonl:{file}"],
+        [*command(), "run", *selectors, "--exporter", f"jsonl:{file}", "--set", "self.listen="],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "EBPF_OTLP_TRACER_SELF_LISTEN": ""},
     )
     said: list[str] = []
     reader = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
@@ -239,7 +238,7 @@ def test_status_shows_the_figures_of_metrics_to_anybody(trace, tmp_path):
     assert exported == 17
     assert list(shown["pids"].values()) == list(pids)
     assert shown["processes"] == counters.total("ebpf_otlp_tracer_processes")
-    assert (shown["losses"], shown["gaps"], shown["capture"]["shed_level"]) == ([], [], 0)
+    assert (shown["losses"], shown["gaps"], shown["capture"]["shed_share"]) == ([], [], 0)
     # The tables are those of the summary at the end: from the services on, but for what the drain added.
     assert text.partition("\n\n")[2].rstrip() in traced.agent.said
     assert len(text.splitlines()) < 24
