@@ -56,5 +56,5 @@ def choose(wanted: str, tracefs: Path, kprobe_pmu: Path = KPROBE_PMU) -> Backend
     if wanted == "auto" and kprobes:
         sees = "system calls by tracepoints, and kprobes for processes that use io_uring"
         return Backend("auto", True, True, False, sees)
-    sees = "system calls by tracepoints; what io_uring moves shows as gap_bytes only"
+    sees = "system calls by tracepoints; not what io_uring moves"
     return Backend("tracepoint", True, False, False, sees)

@@ -121,6 +121,9 @@ def _flag(option: Option) -> Callable[[Any], Any]:
         return click.option(
             option.flag, option.name.replace(".", "_"), is_flag=True, default=None, help=option.help
         )
+    if option.choices:
+        choice = click.Choice(option.choices)
+        return click.option(option.flag, option.name.replace(".", "_"), type=choice, help=option.help)
     kind: click.ParamType[Any] = click.STRING
     if option.type == "ints":
         kind = click.IntRange(

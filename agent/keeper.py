@@ -98,6 +98,7 @@ class Keeper:
         self._added = parse_attributes(options["resource.attributes"])
         self._host: Host = read_host()
         self._traced: dict[int, Attributes] = {}  # tgid -> its record, to send it again
+        self._unseen: set[int] = set()  # of these, who uses io_uring, which this kernel cannot show
         self._started_s = time.monotonic()
         self._process = OwnProcess()
         self._limit = RateLimit(10.0)
@@ -224,9 +225,10 @@ class Keeper:
             return False
         if kernel.attach_kprobes():
             return True
+        self._unseen.add(tgid)
         if self._limit.allows("io_uring"):
             self._log.warn(
-                f"pid {tgid} uses io_uring: what it moves that way is not seen, and shows as gap_bytes",
+                f"pid {tgid} uses io_uring: what it moves that way is not seen on this kernel",
                 "a kernel with kprobes shows it (ebpf-otlp-tracer doctor)",
             )
         return False
@@ -284,6 +286,7 @@ class Keeper:
             self._log.info(f"traces {process.exe_name}", pid=tgid, because=reason)
 
     def _on_exit(self, tgid: int) -> None:
+        self._unseen.discard(tgid)
         if self._traced.pop(tgid, None) is None:
             return
         self._send("gone", tgid=tgid)
@@ -464,6 +467,7 @@ class Keeper:
             **self._process.figures(),
             "processes": len(self._traced),
             "restarts": self._restarts,
+            "unseen": len(self._unseen),
             "shed_share": kernel.shed_share(),
             "malformed": self._malformed + self._channel.malformed,
         }

@@ -133,9 +133,8 @@ def programs(text: str, syscalls: bool = True, kprobes: bool = True) -> list[dic
     for name in re.findall(r"^int (\w+)\(", text, flags=re.MULTILINE):
         kind, _, rest = name.partition("_")
         if kind == "tail":
-            of, _, what = rest.partition("_")
-            if (of == "tracepoint" and syscalls) or (of == "kprobe" and kprobes):
-                found.append({"name": name, "kind": of, "targets": [], "tail": TAILS.index(what)})
+            for of in ["tracepoint"] * syscalls + ["kprobe"] * (kprobes and rest != "messages"):
+                found.append({"name": name, "kind": of, "targets": [], "tail": TAILS.index(rest)})
         elif kind == "raw":
             found.append({"name": name, "kind": "raw_tracepoint", "targets": [rest]})
         elif kind in ("kprobe", "kretprobe"):
@@ -321,11 +320,28 @@ def compile_text(text: str, defines: dict[str, Any], config: dict[str, int]) -> 
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def load_program(lib: Any, module: Any, name: str, kind: str) -> tuple[int, str]:
-    """(descriptor, "") or (-1, why): the error and the verifier's last lines."""
+def with_map(code: bytes, compiled: int, wanted: int) -> bytes:
+    """The instructions of a program with one map in the place of another.
+
+    A descriptor stands in a 16 byte load (opcode 0x18) whose source register is BPF_PSEUDO_MAP_FD (1).
+    """
+    patched = bytearray(code)
+    for at in range(0, len(code), 8):
+        opcode, registers, offset, value = struct.unpack_from("=BBhi", code, at)
+        if opcode == 0x18 and registers >> 4 == 1 and value == compiled:
+            struct.pack_into("=BBhi", patched, at, opcode, registers, offset, wanted)
+    return bytes(patched)
+
+
+def load_program(lib: Any, module: Any, name: str, kind: str, tails: tuple[int, int]) -> tuple[int, str]:
+    """(descriptor, "") or (-1, why): the error and the verifier's last lines.
+
+    tails: the array of programs to jump to that was compiled in, and the one of this type of program.
+    """
     number = PROGRAM_TYPES[kind]
     code = name.encode()
-    start, size = lib.bpf_function_start(module, code), lib.bpf_function_size(module, code)
+    size = lib.bpf_function_size(module, code)
+    start = with_map(ctypes.string_at(lib.bpf_function_start(module, code), size), *tails)
     licence, version = lib.bpf_module_license(module), lib.bpf_module_kern_version(module)
     log = ctypes.create_string_buffer(LOG_BYTES)
     # Level 0: the log is written by a second try, after a refusal. Without a buffer BCC would make its own,
@@ -363,19 +379,21 @@ def load(config: dict[str, int]) -> tuple[dict[str, Any], list[int]]:
         "events": ring_create("events", config["ring_bytes"]),
         "process_events": ring_create("process_events", config["process_ring_bytes"]),
     }
-    rings |= {f"{kind}_tails": tails_create(f"{kind}_tails") for kind in ("tracepoint", "kprobe")}
     defines |= {f"{name.upper()}_FD": fd for name, fd in rings.items()}
+    tails = {kind: tails_create(f"{kind}_tails") for kind in ("tracepoint", "kprobe")}
+    defines["TAILS_FD"] = tails["tracepoint"]
     read = time.monotonic()
     bpf = compile_text(text, defines, config)
     compiled = time.monotonic()
     _, lib = import_bcc()
-    maps = dict(rings)
+    maps = {**rings, **{f"{kind}_tails": fd for kind, fd in tails.items()}}
     for i in range(lib.bpf_num_tables(bpf.module)):
         name = lib.bpf_table_name(bpf.module, i).decode()
         maps[name] = lib.bpf_table_fd(bpf.module, name.encode())
     loaded, refused, fds = [], [], []
     for program in programs(text, bool(config["syscalls"]), bool(config["kprobes"])):
-        fd, why = load_program(lib, bpf.module, program["name"], program["kind"])
+        jumps = tails["tracepoint"], tails["kprobe" if "probe" in program["kind"] else "tracepoint"]
+        fd, why = load_program(lib, bpf.module, program["name"], program["kind"], jumps)
         if fd >= 0 and "tail" in program:
             put_tail(lib, maps[f"{program['kind']}_tails"], program["tail"], fd)
         elif fd >= 0:

@@ -103,6 +103,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure(OWN + "process.memory.private", "By", "updown", "Private memory, by process of the agent.", "process.private_bytes"),
     Figure(OWN + "uptime", "s", "gauge", "Time since the keeper started.", "keeper.uptime_s"),
     Figure(OWN + "processes", "{process}", "updown", "Processes traced now.", "keeper.processes"),
+    Figure(OWN + "processes.unseen", "{process}", "updown", "Of these, those that use io_uring, which this kernel cannot show.", "keeper.unseen"),
     Figure(OWN + "shed.share", "1", "gauge", "Share of connections that is left out now, under pressure: to correct rates by.", "keeper.shed_share"),
     Figure(OWN + "pipeline.restarts", "{restart}", "sum", "Pipelines started after the first one ended.", "keeper.restarts"),
     Figure(OWN + "messages.malformed", "{message}", "sum", "Messages of the pipeline that the keeper refused.", "keeper.malformed"),

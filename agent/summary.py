@@ -23,6 +23,7 @@ LOSSES = {
     "kernel.unsent_events": "connection events did not fit into the ring: raise capture.ring_bytes",
     "kernel.connections_refused": "connections were not traced: raise capture.connections_max",
     "kernel.gap_bytes": "bytes moved by calls that are not hooked",
+    "keeper.unseen": "processes use io_uring, which needs a kernel with kprobes to be seen",
     "core.events_malformed": "kernel records were malformed",
     "core.connections_evicted": "connections were forgotten: raise core.connections_max",
     "core.requests_dropped": "requests gave no span: their answer was lost, or core.pending_max reached",

@@ -22,9 +22,9 @@ INLINE uint64_t wakeup_flag(uint64_t fill, uint32_t size)
 }
 
 /* Goes on in another program, and does not come back. */
-INLINE void jump(void *ctx, uint64_t tails, enum tail to)
+INLINE void jump(void *ctx, enum tail to)
 {
-    bpf_tail_call_(tails, ctx, to);
+    bpf_tail_call_(TAILS, ctx, to);
 }
 
 INLINE struct kernel_counters *this_cpu_counters(void)

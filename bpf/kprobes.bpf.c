@@ -123,7 +123,7 @@ int kretprobe_moved(void *ctx)
     call->direction = move->direction;
     move->sk = 0;
     if (result > 0 || (call->direction == DIRECTION_IN && (result == 0 || call->reset)))
-        jump(ctx, KPROBE_TAILS, TAIL_CHUNK);
+        jump(ctx, TAIL_CHUNK);
     return 0;
 }
 

@@ -130,7 +130,7 @@ struct work {
     uint8_t runs;           /* of the program that copies */
     uint64_t pos;           /* of the chunk */
     uint64_t fill;          /* bytes that wait in the ring */
-    uint32_t length, sum, not_empty; /* of messages */
+    uint32_t length;        /* of a message */
     uint8_t first[2 * CLASSIFY_BYTES];
     struct connection fresh;
     struct open_event open;
@@ -145,7 +145,7 @@ BPF_F_TABLE("array", int, struct work, works, CPUS, 0);
 #define EVENTS ((void *)bpf_pseudo_fd(1, EVENTS_FD))                 /* data ring, read by the pipeline */
 #define PROCESS_EVENTS ((void *)bpf_pseudo_fd(1, PROCESS_EVENTS_FD)) /* read by the keeper */
 
-/* Programs to jump to (tails.bpf.c), by the type of program that jumps: a jump does not cross types. */
+/* Programs to jump to (tails.bpf.c). A jump does not cross types of programs: the loader loads them once for each
+ * type, and puts the descriptor of that type's array in place of this one. */
 enum tail { TAIL_CHUNK, TAIL_SEND, TAIL_MESSAGES };
-#define TRACEPOINT_TAILS bpf_pseudo_fd(1, TRACEPOINT_TAILS_FD)
-#define KPROBE_TAILS bpf_pseudo_fd(1, KPROBE_TAILS_FD)
+#define TAILS bpf_pseudo_fd(1, TAILS_FD)

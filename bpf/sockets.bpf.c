@@ -4,6 +4,8 @@
  * Raw tracepoints, though the perf kind would do: these fire in interrupts, and the kernel skips a perf
  * program that would run inside another one (bpf_prog_active); an end of a connection would be lost. */
 
+enum { SEND_SHUTDOWN_ = 2, GAP_MAX = 1 << 30 };
+
 /* Of one that is on the way from FIN to its end, TCP_CLOSE is no surprise. */
 INLINE bool closes_in_order(int state)
 {
@@ -51,6 +53,23 @@ int raw_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
     return 0;
 }
 
+/* Bytes that moved after the last call that was seen. A reset sets the kernel's numbers anew: then nobody can
+ * tell. */
+INLINE void count_last_gap(struct connection *connection, uint64_t sk)
+{
+    struct kernel_counters *counts = this_cpu_counters();
+    if (!counts || connection->reset)
+        return;
+    int32_t in = sequence(sk, DIRECTION_IN) - (uint32_t)connection->streams[DIRECTION_IN].next - fin_was_read(sk);
+    int32_t out = sequence(sk, DIRECTION_OUT) - (uint32_t)connection->streams[DIRECTION_OUT].next;
+    if (READ(uint8_t, sk, sock, sk_shutdown) & SEND_SHUTDOWN_)
+        out--; /* our FIN is counted there as a byte */
+    if (in > 0 && in < GAP_MAX)
+        __sync_fetch_and_add(&counts->gap_bytes, in);
+    if (out > 0 && out < GAP_MAX)
+        __sync_fetch_and_add(&counts->gap_bytes, out);
+}
+
 /* args: sk. However a connection ends, this comes last. */
 int raw_tcp_destroy_sock(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -58,6 +77,7 @@ int raw_tcp_destroy_sock(struct bpf_raw_tracepoint_args *ctx)
     struct connection *connection = connections.lookup(&sk);
     if (!connection)
         return 0;
+    count_last_gap(connection, sk);
     emit_close(connection, EVENT_CLOSE, 0);
     connections.delete(&sk);
     return 0;

@@ -97,7 +97,7 @@ int exit_receive(struct exit_arguments *ctx)
     if (flags & TRUNC)
         call->buffer = 0; /* TCP throws the bytes away */
     call->direction = DIRECTION_IN;
-    jump(ctx, TRACEPOINT_TAILS, call->messages ? TAIL_MESSAGES : TAIL_CHUNK);
+    jump(ctx, call->messages ? TAIL_MESSAGES : TAIL_CHUNK);
     return 0;
 }
 
@@ -155,7 +155,7 @@ int exit_send(struct exit_arguments *ctx)
         break;
     }
     call->direction = DIRECTION_OUT;
-    jump(ctx, TRACEPOINT_TAILS, call->messages ? TAIL_MESSAGES : TAIL_CHUNK);
+    jump(ctx, call->messages ? TAIL_MESSAGES : TAIL_CHUNK);
     return 0;
 }
 

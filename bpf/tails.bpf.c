@@ -9,12 +9,12 @@
 enum { MESSAGES_MAX = 1024 /* UIO_MAXIOV: of one sendmmsg or recvmmsg */, RUNS_MAX = 28 };
 
 /* The bytes of several messages are one chunk: the sum. Empty ones are none of UDP's datagrams. */
-INLINE void sum_messages(void *ctx, uint64_t tails)
+int tail_messages(void *ctx)
 {
     int cpu = bpf_get_smp_processor_id();
     struct work *work = works.lookup(&cpu);
     if (!work)
-        return;
+        return 0;
     uint64_t headers = work->call.buffer;
     uint32_t done = work->call.messages;
     work->call.vectored = true;
@@ -28,62 +28,31 @@ INLINE void sum_messages(void *ctx, uint64_t tails)
         work->call.size += work->length;
         work->call.datagrams += work->length != 0;
     }
-    jump(ctx, tails, TAIL_CHUNK);
+    jump(ctx, TAIL_CHUNK);
+    return 0;
 }
 
-INLINE void decide_chunk(void *ctx, uint64_t tails)
+int tail_chunk(void *ctx)
 {
     int cpu = bpf_get_smp_processor_id(), zero = 0;
     struct work *work = works.lookup(&cpu);
     struct control *shared = control.lookup(&zero);
     struct kernel_counters *counts = counters.lookup(&cpu);
     if (work && shared && counts && !shared->paused && chunk(work, shared, counts))
-        jump(ctx, tails, TAIL_SEND);
+        jump(ctx, TAIL_SEND);
+    return 0;
 }
 
 /* A writev of many vectors takes several runs; the kernel allows 33 jumps. When that is not enough, the rest is
  * what could not be read: the last run says so. */
-INLINE void send_decided(void *ctx, uint64_t tails)
+int tail_send(void *ctx)
 {
     int cpu = bpf_get_smp_processor_id();
     struct work *work = works.lookup(&cpu);
     struct kernel_counters *counts = counters.lookup(&cpu);
     if (!work || !counts || send(work, counts))
-        return;
+        return 0;
     work->stuck = ++work->runs == RUNS_MAX;
-    jump(ctx, tails, TAIL_SEND);
-}
-
-#if CAPTURE_SYSCALLS
-int tail_tracepoint_messages(void *ctx)
-{
-    sum_messages(ctx, TRACEPOINT_TAILS);
+    jump(ctx, TAIL_SEND);
     return 0;
 }
-
-int tail_tracepoint_chunk(void *ctx)
-{
-    decide_chunk(ctx, TRACEPOINT_TAILS);
-    return 0;
-}
-
-int tail_tracepoint_send(void *ctx)
-{
-    send_decided(ctx, TRACEPOINT_TAILS);
-    return 0;
-}
-#endif
-
-#if CAPTURE_KPROBES
-int tail_kprobe_chunk(void *ctx)
-{
-    decide_chunk(ctx, KPROBE_TAILS);
-    return 0;
-}
-
-int tail_kprobe_send(void *ctx)
-{
-    send_decided(ctx, KPROBE_TAILS);
-    return 0;
-}
-#endif

@@ -39,12 +39,14 @@ def test_maps_of_the_default_configuration_take_less_than_24_mib(loaded: kernel.
     assert 4 * MIB < total < 24 * MIB
 
 
-def test_nothing_is_left_of_the_loader(loaded: kernel.Kernel) -> None:
-    children = subprocess.run(
-        ["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True
-    )
-    assert "loader.py" not in children.stdout
-    assert not list(Path("/tmp").glob("ebpf-otlp-tracer-headers-*"))
+def test_nothing_is_left_of_the_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with conftest.load():
+        children = subprocess.run(
+            ["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True
+        )
+        assert "loader.py" not in children.stdout
+        assert not list(tmp_path.iterdir())
 
 
 def test_maps_that_are_shared_are_the_ones_of_the_contract(loaded: kernel.Kernel) -> None:

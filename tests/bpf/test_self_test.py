@@ -133,9 +133,9 @@ def test_a_missing_hook_is_no_wrong_layout(tmp_path: Path, capfd: pytest.Capture
 
 REFUSE_RECEIVES = (
     "real = loader.load_program\n"
-    "def load_program(lib, module, name, kind):\n"
+    "def load_program(lib, module, name, kind, *rest):\n"
     "    refused = -1, 'Invalid argument; unknown func bpf_probe_read_kernel#113'\n"
-    "    return refused if name == 'exit_receive' else real(lib, module, name, kind)\n"
+    "    return refused if name == 'exit_receive' else real(lib, module, name, kind, *rest)\n"
     "loader.load_program = load_program\n"
 )
 
