@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import __version__
+from agent.backend import KPROBE_PMU, SYSCALL_EVENTS, choose
 from agent.errors import AgentError
 from agent.permissions import (
     PARANOID_ANY,
@@ -28,6 +29,7 @@ from agent.permissions import (
     lockdown,
     missing_capabilities,
     perf_event_paranoid,
+    read,
 )
 
 OK, INFO, WARN, FAIL = "ok", "info", "warn", "fail"
@@ -110,19 +112,66 @@ def check_btf(root: Path = ROOT) -> Row:
     return Row("BTF", OK, f"present, with all {len(fields)} fields that the programs read")
 
 
+def tracefs_of(root: Path) -> Path | None:
+    """Where tracefs is mounted; raises PermissionError for who may not look."""
+    places = (root / "sys/kernel/tracing", root / "sys/kernel/debug/tracing")
+    return next((place for place in places if (place / "events").is_dir()), None)
+
+
 def check_tracefs(root: Path = ROOT) -> Row:
-    for place in ("sys/kernel/tracing", "sys/kernel/debug/tracing"):
-        events = root / place / "events"
-        try:
-            if (events / "syscalls").is_dir():
-                return Row("tracefs", OK, f"/{place}, with system call tracepoints")
-            if events.is_dir():
-                hint = "take a kernel with CONFIG_FTRACE_SYSCALLS=y"
-                return Row("tracefs", FAIL, f"/{place} has no system call tracepoints", hint)
-        except PermissionError:
-            return Row("tracefs", WARN, f"/{place} may not be read", "run doctor with sudo")
-    hint = "mount -t tracefs tracefs /sys/kernel/tracing (as root, a run does it itself)"
+    try:
+        place = tracefs_of(root)
+    except PermissionError:
+        return Row("tracefs", WARN, "/sys/kernel/tracing may not be read", "run doctor with sudo")
+    if place is not None:
+        return Row("tracefs", OK, f"/{place.relative_to(root)}")
+    hint = "a run mounts it for itself, with CAP_SYS_ADMIN; or mount -t tracefs tracefs /sys/kernel/tracing"
     return Row("tracefs", WARN, "not mounted at /sys/kernel/tracing", hint)
+
+
+# What sees the bytes.
+
+
+def check_syscall_tracepoints(root: Path = ROOT) -> Row:
+    name = "system call tracepoints"
+    try:
+        place = tracefs_of(root)
+    except PermissionError:
+        return Row(name, WARN, "tracefs may not be read", "run doctor with sudo")
+    if place is None:
+        return Row(
+            name, WARN, "not known: tracefs is not mounted", "mount -t tracefs tracefs /sys/kernel/tracing"
+        )
+    if (place / SYSCALL_EVENTS).exists():
+        return Row(name, OK, "in this kernel")
+    return Row(
+        name, WARN, "not in this kernel", "take a kernel with CONFIG_FTRACE_SYSCALLS=y; kprobes cost more"
+    )
+
+
+def check_kprobes(root: Path = ROOT) -> Row:
+    """The PMU, by which they are attached: that functions can be traced (ftrace) does not make kprobes."""
+    kind = read(root / KPROBE_PMU.relative_to("/")).strip()
+    if kind:
+        return Row("kprobes", OK, "in this kernel")
+    hint = "io_uring is seen with CONFIG_KPROBES=y and CONFIG_KPROBE_EVENTS=y only"
+    return Row("kprobes", INFO, "not in this kernel", hint)
+
+
+def check_capture(wanted: str, root: Path = ROOT) -> Row:
+    """What `auto`, or what is configured, comes to on this host, and what that sees."""
+    try:
+        place = tracefs_of(root)
+        if place is None:
+            hint = "mount -t tracefs tracefs /sys/kernel/tracing"
+            return Row("capture", WARN, f"{wanted}: not known, tracefs is not mounted", hint)
+        chosen = choose(wanted, place, root / KPROBE_PMU.relative_to("/"))
+    except PermissionError:
+        return Row("capture", WARN, f"{wanted}: not known, tracefs may not be read", "run doctor with sudo")
+    except AgentError as error:
+        return Row("capture", FAIL, error.message, error.hint)
+    means = "" if chosen.name == wanted else f" is {chosen.name} here"
+    return Row("capture", OK, f"{wanted}{means}: {chosen.sees}")
 
 
 BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
@@ -318,6 +367,9 @@ def diagnose(config: Mapping[str, Any], environ: Mapping[str, str], root: Path =
         ("bpf(2)", check_bpf),
         ("BTF", lambda: check_btf(root)),
         ("tracefs", lambda: check_tracefs(root)),
+        ("system call tracepoints", lambda: check_syscall_tracepoints(root)),
+        ("kprobes", lambda: check_kprobes(root)),
+        ("capture", lambda: check_capture(str(config["capture.backend"]), root)),
         ("lockdown", lambda: check_lockdown(root)),
         ("perf_event_paranoid", lambda: check_perf(root)),
         ("memlock", check_memlock),
