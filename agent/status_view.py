@@ -82,8 +82,8 @@ def _unreachable(address: str, error: OSError) -> AgentError:
 
 def _stranger(address: str, why: str) -> AgentError:
     return AgentError(
-        f"something else than this agent listens at {address}: {why}",
-        "give the running agent's address: --set self.listen=HOST:PORT (its log names it if it was in use)",
+        f"something other than this agent listens at {address}: {why}",
+        "the agent warns at its start when its address is in use; ask with --set self.listen=HOST:PORT",
     )
 
 

@@ -162,7 +162,7 @@ def test_somebody_else_at_the_address_is_said(page: Page, said: bytes, word: str
     address = page(said)
     with pytest.raises(AgentError) as caught:
         fetch(address)
-    assert f"something else than this agent listens at {address}" in caught.value.message
+    assert f"something other than this agent listens at {address}" in caught.value.message
     assert word in caught.value.message and "self.listen" in caught.value.hint
     assert caught.value.exit_code == 1
 
