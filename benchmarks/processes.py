@@ -17,8 +17,10 @@ from typing import IO
 
 import psutil
 
-START_TIMEOUT_S = 10.0
-STOP_TIMEOUT_S = 5.0
+from benchmarks.patience import patience
+
+START_TIMEOUT_S = patience(10.0)
+STOP_TIMEOUT_S = patience(5.0)
 
 
 class ProcessError(RuntimeError):

@@ -160,6 +160,9 @@ INLINE enum progress send_chunk(struct work *work, struct kernel_counters *count
     struct chunk_event *chunk = &work->chunk;
 #pragma clang loop unroll(disable)
     for (int turn = 0; turn < TURNS_MAX; turn++) {
+        /* Keeps the loads below at the head of the loop. Clang copied one to its end, which then fell into
+         * the head without a jump, and Linux 6.1 said: "back-edge from insn 2262 to 2263". */
+        asm volatile("" ::: "memory");
         if (work->left && !copy_part(work, call, counts))
             work->stuck = 1;
         if (work->left && !work->stuck && (work->in_tail || work->filled < HEAD_MAX))

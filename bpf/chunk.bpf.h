@@ -156,10 +156,8 @@ INLINE bool chunk(struct work *work, struct control *shared, struct kernel_count
     struct stream *stream = &connection->streams[direction];
     uint8_t flags = 0;
     uint64_t pos = stream_advance(connection, sk, direction, size, &flags, counts);
-    if (connection->transport == TRANSPORT_UNIX && connection->tgid != call->tgid)
-        connection->tgid = call->tgid;
     stream->chunks++;
-    stream->bytes += size;
+    __sync_fetch_and_add(&stream->bytes, size);
 
     /* What the core has asked for. */
     int slot = connection->conn_id % DEMAND_SLOTS;

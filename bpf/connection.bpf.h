@@ -40,6 +40,8 @@ INLINE struct connection *connection_begin(uint64_t sk, uint8_t transport, uint3
         fresh->late = moved_before(sk, in_now, out_now);
         in->next = first_position(sequence(sk, DIRECTION_IN) - in_now - fin_was_read(sk));
         out->next = first_position(sequence(sk, DIRECTION_OUT) - out_now);
+        in->origin = in->next;
+        out->origin = out->next;
         failed = connections.update(&sk, fresh);
     } else {
         fresh->role = role_of_unix(sk);
@@ -101,7 +103,7 @@ INLINE struct connection *connection_of(const struct call *call, uint32_t direct
  *
  * Ahead of what was expected: calls that are not hooked moved the bytes between. Behind: another thread's
  * bytes were taken for such a gap a moment ago; they were none. Either way the kernel's count is right
- * for the bytes that follow. */
+ * for the bytes that follow; and when the socket ends the sum is set right (count_last_gap). */
 INLINE uint64_t stream_advance(struct connection *connection, uint64_t sk, uint32_t direction, uint32_t size,
                                uint8_t *flags, struct kernel_counters *counts)
 {
@@ -117,6 +119,7 @@ INLINE uint64_t stream_advance(struct connection *connection, uint64_t sk, uint3
     if (ahead) {
         pos += ahead;
         counts->gap_bytes += ahead;
+        __sync_fetch_and_add(&stream->gap, ahead);
         if (ahead < 0) {
             *flags |= CHUNK_OVERLAP;
             counts->overlaps++;

@@ -46,7 +46,7 @@ BPF_F_TABLE("hash", uint32_t, struct move, moves, THREADS_MAX, NO_PREALLOC);
  * too, which come in interrupts: it is a byte of its own. */
 struct stream {
     uint64_t next; /* expected position of the next byte; 0: not known yet */
-    uint64_t bytes;
+    uint64_t bytes;           /* added atomically, as two threads may share a direction */
     uint64_t unsent_bytes;
     uint64_t quiet_bytes;     /* not yet told */
     uint32_t chunks;
@@ -55,7 +55,9 @@ struct stream {
     uint32_t allowance;       /* bytes of the present message that may still be copied */
     uint8_t had;              /* bytes in `first`; not 0: what came so far may begin a message */
     uint8_t ended;            /* EVENT_FIN was sent */
-    uint8_t padding[6];
+    uint8_t padding[2];
+    uint32_t origin;          /* TCP: sequence number before the first of `bytes` */
+    int32_t gap;              /* TCP: bytes told as gap so far */
     uint8_t first[CLASSIFY_BYTES]; /* of a message that comes a few bytes at a time, until it is known */
 };
 
@@ -75,7 +77,6 @@ struct connection {
     uint8_t transport;      /* enum transport */
     uint8_t padding[3];
     uint32_t shed_chunks;   /* of both directions */
-    uint32_t tgid;          /* who used it last */
 };
 BPF_F_TABLE("hash", uint64_t, struct connection, connections, CONNECTIONS_MAX, NO_PREALLOC);
 BPF_F_TABLE("hash", uint64_t, struct connection, unix_connections, UNIX_CONNECTIONS_MAX, NO_PREALLOC);

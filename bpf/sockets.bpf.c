@@ -53,21 +53,15 @@ int raw_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
     return 0;
 }
 
-/* Bytes that moved after the last call that was seen. A reset sets the kernel's numbers anew: then nobody can
- * tell. */
-INLINE void count_last_gap(struct connection *connection, uint64_t sk)
+/* At the end the kernel's numbers say what moved in all: what no call accounts for was a gap. So are bytes that
+ * moved after the last call that was seen, and what two threads at once made of the sum before is undone. A
+ * reset sets the numbers anew: then nobody can tell. */
+INLINE void count_last_gap(const struct stream *stream, uint32_t end)
 {
     struct kernel_counters *counts = this_cpu_counters();
-    if (!counts || connection->reset)
-        return;
-    int32_t in = sequence(sk, DIRECTION_IN) - (uint32_t)connection->streams[DIRECTION_IN].next - fin_was_read(sk);
-    int32_t out = sequence(sk, DIRECTION_OUT) - (uint32_t)connection->streams[DIRECTION_OUT].next;
-    if (READ(uint8_t, sk, sock, sk_shutdown) & SEND_SHUTDOWN_)
-        out--; /* our FIN is counted there as a byte */
-    if (in > 0 && in < GAP_MAX)
-        __sync_fetch_and_add(&counts->gap_bytes, in);
-    if (out > 0 && out < GAP_MAX)
-        __sync_fetch_and_add(&counts->gap_bytes, out);
+    int32_t rest = end - stream->origin - (uint32_t)stream->bytes - stream->gap;
+    if (counts && rest > -GAP_MAX && rest < GAP_MAX)
+        __sync_fetch_and_add(&counts->gap_bytes, (int64_t)rest);
 }
 
 /* args: sk. However a connection ends, this comes last. */
@@ -77,7 +71,12 @@ int raw_tcp_destroy_sock(struct bpf_raw_tracepoint_args *ctx)
     struct connection *connection = connections.lookup(&sk);
     if (!connection)
         return 0;
-    count_last_gap(connection, sk);
+    if (!connection->reset) {
+        /* Our FIN is counted as a byte, and so is the peer's that was read. */
+        bool fin_was_sent = READ(uint8_t, sk, sock, sk_shutdown) & SEND_SHUTDOWN_;
+        count_last_gap(&connection->streams[DIRECTION_IN], sequence(sk, DIRECTION_IN) - fin_was_read(sk));
+        count_last_gap(&connection->streams[DIRECTION_OUT], sequence(sk, DIRECTION_OUT) - fin_was_sent);
+    }
     emit_close(connection, EVENT_CLOSE, 0);
     connections.delete(&sk);
     return 0;

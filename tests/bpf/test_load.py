@@ -73,15 +73,13 @@ def test_largest_tail_loads() -> None:
         assert each.refused == []
 
 
-def test_ring_size_that_is_no_power_of_two_is_named() -> None:
-    conftest.load().close()  # skips without privilege
+def test_ring_size_that_is_no_power_of_two_is_named(loaded: kernel.Kernel) -> None:
     with pytest.raises(AgentError) as caught:
         kernel.load(kernel.Settings(ring_bytes=5000))
     assert "5000" in caught.value.message and "power of two" in caught.value.hint
 
 
-def test_python_without_bcc_is_named() -> None:
-    conftest.load().close()
+def test_python_without_bcc_is_named(loaded: kernel.Kernel) -> None:
     python = sys.executable  # of a virtual environment: BCC is the distribution's alone
     if subprocess.run([python, "-c", "from bcc import BPF"], capture_output=True).returncode == 0:
         pytest.skip("this Python has BCC")
@@ -107,9 +105,10 @@ def test_fields_inside_anonymous_members_are_found() -> None:
     assert list(found.values()) == [0, 4, 12]
 
 
-def test_program_that_the_verifier_refuses_is_named_with_its_reason(tmp_path: Path) -> None:
+def test_program_that_the_verifier_refuses_is_named_with_its_reason(
+    loaded: kernel.Kernel, tmp_path: Path
+) -> None:
     """The rest is loaded: here a program that reads through an address is put behind the real ones."""
-    conftest.load().close()
     script = tmp_path / "broken.py"
     script.write_text(
         f"import json, sys; sys.path.insert(0, {str(loader.BPF_FOLDER.parent / 'agent')!r})\n"

@@ -20,6 +20,7 @@ import pytest
 from agent import kernel, loader, self_test
 from agent.errors import AgentError
 from agent.log import Log
+from benchmarks.patience import patience
 
 from . import conftest
 from .conftest import Tracer
@@ -65,7 +66,7 @@ def test_it_passes_here_and_nothing_of_it_remains(
         began = time.monotonic()
         self_test.run(loaded, Log("debug"))
         took_s.append(time.monotonic() - began)
-    assert min(took_s) < START_MAX_S
+    assert min(took_s) < patience(START_MAX_S)
     assert "IPv4, IPv6, IPv4 in IPv6" in capfd.readouterr().err
     assert set(loaded.counters().values()) == {0}
     assert set(os.listdir("/proc/self/fd")) == before

@@ -19,6 +19,7 @@ import pytest
 
 from benchmarks import servers
 from benchmarks.agent import Agent, Counters, agent, command
+from benchmarks.patience import patience
 from tests.end_to_end.conftest import CLIENT, SERVER, read_spans
 from tests.end_to_end.test_servers import connected, read_responses
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.kernel
 GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def wait_until(condition, what, timeout_s: float = 15.0):
+def wait_until(condition, what, timeout_s: float = patience(15.0)):
     """What the condition gives, once it gives something. what: a text, or a function that makes one."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
