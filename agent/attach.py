@@ -15,10 +15,11 @@ import platform
 import struct
 import threading
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 
 from agent.backend import KPROBE_PMU
-from agent.errors import AgentError, PrivilegeError
+from agent.errors import PrivilegeError
+from agent.permissions import why_refused
+from agent.tracefs import tracefs
 
 SYS_BPF, SYS_PERF_EVENT_OPEN = (280, 241) if platform.machine() == "aarch64" else (321, 298)
 BPF_MAP_LOOKUP_ELEM, BPF_MAP_UPDATE_ELEM, BPF_MAP_DELETE_ELEM, BPF_MAP_GET_NEXT_KEY = 1, 2, 3, 4
@@ -26,7 +27,6 @@ BPF_RAW_TRACEPOINT_OPEN = 17
 PERF_TYPE_TRACEPOINT, PERF_FLAG_FD_CLOEXEC = 2, 8
 PERF_EVENT_IOC_ENABLE, PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
 PERF_ATTRIBUTES = struct.Struct("=IIQQQQQIIQQQ")  # perf_event_attr up to its second version, 80 bytes
-TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -39,20 +39,6 @@ def bpf(command: int, attributes: bytes) -> int:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
     return result
-
-
-def tracefs() -> Path:
-    """Where tracefs is; mounts it when it is not there (containers, minimal systems)."""
-    for path in TRACEFS:
-        if (path / "events").is_dir():
-            return path
-    if _libc.mount(b"tracefs", os.fsencode(TRACEFS[0]), b"tracefs", 0, None) != 0:
-        why = os.strerror(ctypes.get_errno())
-        raise AgentError(
-            f"tracefs is not mounted, and mounting it at {TRACEFS[0]} failed: {why}",
-            f"mount -t tracefs tracefs {TRACEFS[0]}; in a container, mount it from the host",
-        )
-    return TRACEFS[0]
 
 
 def attach_tracepoint(program: int, name: str) -> int:
@@ -126,7 +112,7 @@ class Attachments:
                 self.fds.append(attach(program, target))
             except PermissionError as error:
                 reason = f"cannot attach to {target}: {error.strerror}"
-                raise PrivilegeError(reason, "run with sudo") from error
+                raise PrivilegeError(reason, why_refused()) from error
             except OSError as error:
                 if target in optional:
                     continue

@@ -48,6 +48,7 @@ def _libbpf() -> ctypes.CDLL:
             library = ctypes.CDLL(name, use_errno=True)
         except OSError:
             continue
+        library.libbpf_set_print(None)  # our own words are enough
         library.btf__parse.restype = ctypes.c_void_p
         library.btf__parse.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
         library.btf__free.argtypes = (ctypes.c_void_p,)
@@ -75,12 +76,22 @@ def read(
     enumerator that is missing is -1.
     """
     library = _libbpf()
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise BtfError(
+            f"cannot read the kernel's type information, {path}: {error.strerror}",
+            "the kernel must be built with CONFIG_DEBUG_INFO_BTF=y (distributions' kernels since 2020 are)"
+            if isinstance(error, FileNotFoundError)
+            else "run as root; in a container, /sys must be the host's",
+        ) from error
     btf = library.btf__parse(path.encode(), None)
     # libbpf 0.x returns an error as a pointer in the last page, 1.x as NULL
     if not btf or ctypes.c_int64(btf).value in range(-4095, 0):
         raise BtfError(
-            f"cannot read the kernel's type information, {path}",
-            "the kernel must be built with CONFIG_DEBUG_INFO_BTF=y (distributions' kernels since 2020 are)",
+            f"{path} is not the type information of a kernel, or not whole",
+            "bpftool btf dump file shows what is wrong with it; a kernel of the distribution has it right",
         )
     try:
         found: dict[Field, int] = {}

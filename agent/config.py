@@ -143,7 +143,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("export.shutdown_timeout_s", float, 5.0, "Time to send what is queued at the end.", minimum=0),
     Option("console.color", str, "auto", "Colours on the console.", choices=("auto", "always", "never")),
     # The agent itself.
-    Option("self.listen", str, "127.0.0.1:9465", "Address of /metrics and /healthz; empty: none."),
+    Option("self.listen", str, "127.0.0.1:9465", "Address of /metrics, /status and /healthz; empty: none."),
     Option("self.telemetry", bool, True, "Export the agent's own metrics as OTLP too."),
     Option("self.user", int, 65534, "User id of the pipeline, which holds no privilege.", minimum=1),
     Option("log.level", str, "info", "How much is said on standard error.", env=("OTEL_LOG_LEVEL",), choices=("error", "warn", "info", "debug")),

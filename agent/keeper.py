@@ -19,7 +19,8 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
-from agent import __version__, messages
+from agent import __version__, hooks, messages, self_test
+from agent.backend import Backend
 from agent.discovery import Selection, unix_sockets, uses_io_uring
 from agent.enrichment.process import (
     Host,
@@ -54,6 +55,7 @@ class KernelSide(Protocol):
     maps: dict[str, int]
     refused: list[dict[str, str]]
     facts: dict[str, Any]
+    backend: Backend
 
     def attach(self) -> None: ...
     def trace(self, tgid: int, *, by_kprobe: bool = False) -> None: ...
@@ -74,6 +76,7 @@ class Keeper:
     """One run: `run` returns the exit status.
 
     pipeline_command: what starts a pipeline, the two descriptors are appended; tests give their own.
+    test_capture: raises AgentError when what is attached reads this kernel wrong.
     """
 
     def __init__(
@@ -83,12 +86,14 @@ class Keeper:
         log: Log,
         load_kernel: Callable[[], KernelSide],
         pipeline_command: Sequence[str] = PIPELINE_COMMAND,
+        test_capture: Callable[[Any, Log], None] = self_test.run,
     ) -> None:
         self._options = options
         self._config_fd = config_fd
         self._log = log
         self._load_kernel = load_kernel
         self._pipeline_command = pipeline_command
+        self._test_capture = test_capture
         self._selection = Selection(options, own=(os.getpid(),))
         self._added = parse_attributes(options["resource.attributes"])
         self._host: Host = read_host()
@@ -127,6 +132,8 @@ class Keeper:
         try:
             self._spawn()  # it imports while the kernel programs are compiled
             kernel = self._kernel = self._load_kernel()
+            kernel.attach()
+            self._test_capture(kernel, self._log)  # before anybody else reads the ring
             self._set_up_pipeline(kernel)
             self._begin_tracing(kernel)
             while self._status is None and not self._signals:
@@ -192,7 +199,6 @@ class Keeper:
     def _begin_tracing(self, kernel: KernelSide) -> None:
         for port in sorted(self._selection.ports):
             kernel.select_port(port)  # who begins to listen is traced before its first connection
-        kernel.attach()
         self._epoll.register(kernel.process_ring_fd, select.EPOLLIN)
         # A child that was forked between the look and the deed is found by the next look: from then on the
         # kernel side follows.
@@ -342,6 +348,11 @@ class Keeper:
             earlier_ledger=self._ledger,
             started_s=self._started_s,
             host={"host.id": self._host.id, "host.name": self._host.name, "host.arch": self._host.arch},
+            capture={
+                "backend": kernel.backend.name,
+                "sees": kernel.backend.sees,
+                "off": hooks.switched_off(kernel.refused),
+            },
         )
 
     def _restart(self, kernel: KernelSide) -> None:
@@ -385,7 +396,7 @@ class Keeper:
                 self._on_ready(kernel)
             elif message.name == "stats":
                 self._spans, self._ledger = message.fields["spans"], message.fields["ledger"]
-                self._channel.offer("keeper", figures=self._figures())
+                self._channel.offer("keeper", figures=self._figures(kernel))
 
     def _on_ready(self, kernel: KernelSide) -> None:
         if self._is_ready:
@@ -397,7 +408,7 @@ class Keeper:
         ]
         if len(self._traced) > NAMED_MAX:
             names.append(f"{len(self._traced) - NAMED_MAX} more")
-        off = [f"{each['name']} is off: {each['reason']}" for each in kernel.refused]
+        off = [hooks.sentence(each) for each in hooks.switched_off(kernel.refused)]
         traced = f"tracing {', '.join(names)}" if names else "waiting for what is selected"
         self._log.info("; ".join([f"ready: {traced}", *off]), version=__version__)
 
@@ -449,7 +460,7 @@ class Keeper:
             self._child.kill()
             self._child.wait()
 
-    def _figures(self) -> dict[str, int | float]:
+    def _figures(self, kernel: KernelSide) -> dict[str, int | float]:
         """By the names of the group `keeper` of agent/self_metrics.py."""
         assert self._channel is not None
         return {
@@ -457,7 +468,7 @@ class Keeper:
             "processes": len(self._traced),
             "restarts": self._restarts,
             "unseen": len(self._unseen),
-            "shed_share": self._kernel.shed_share() if self._kernel else 0.0,
+            "shed_share": kernel.shed_share(),
             "malformed": self._malformed + self._channel.malformed,
         }
 
@@ -472,7 +483,8 @@ class Keeper:
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             self._log.warn(
-                f"no /metrics on {address}: {reason}", "self.listen names another address, or none with ''"
+                f"no /metrics and no /status on {address}: {reason}",
+                "self.listen names another address, or none with ''",
             )
             return None
 

@@ -18,6 +18,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -32,6 +33,7 @@ from typing import Any
 from agent import attach
 from agent.backend import Backend, choose
 from agent.errors import AgentError, PrivilegeError
+from agent.tracefs import tracefs
 
 LOADER = Path(__file__).with_name("loader.py")
 EVENTS_HEADER = Path(__file__).parent.parent / "bpf" / "events.h"
@@ -83,7 +85,7 @@ def load(settings: Settings) -> Kernel:
     Tries the configured Python, or those where distributions install BCC, until one has it. Raises
     AgentError with the loader's words.
     """
-    backend = choose(settings.backend, attach.tracefs())
+    backend = choose(settings.backend, tracefs())
     config = {**asdict(settings), **asdict(backend)}
     answer: dict[str, Any] = {"error": "no Python interpreter was found", "hint": ""}
     for python in _interpreters(settings.loader_python):
@@ -116,6 +118,12 @@ def _run_loader(python: str, config: dict[str, Any]) -> tuple[dict[str, Any], li
             count = 0 if "error" in answer else len(answer["programs"]) + len(answer["maps"])
             return answer, _receive_fds(ours, count)
         except (OSError, EOFError) as error:
+            with suppress(subprocess.TimeoutExpired):
+                if loader.wait(1.0) == -signal.SIGKILL:
+                    raise AgentError(
+                        f"the loader ({python}) was killed, which the kernel does when memory is short",
+                        "compiling takes 150 MiB for a second: give the agent's control group more memory",
+                    ) from error
             loader.kill()
             hint = "what it wrote on standard error says more; capture.loader_python names another Python"
             raise AgentError(f"the loader ({python}) ended without an answer: {error}", hint) from error
@@ -286,6 +294,11 @@ class Kernel:
         values = struct.unpack(f"={len(names) * self._cpus}Q", self._counters[:])
         sums = (sum(values[i :: len(names)]) & (1 << 64) - 1 for i in range(len(names)))
         return {name: value for name, value in zip(names, sums, strict=True) if name}
+
+    def reset_counters(self) -> None:
+        """All to zero, while nothing is traced."""
+        for cpu in range(self._cpus):
+            self._update("counters", struct.pack("=I", cpu), bytes(8 * len(self._counter_names)))
 
     def close(self) -> None:
         """Detaches everything and lets go of all maps. A second call does nothing."""

@@ -2,7 +2,8 @@
 """Compiles and loads the kernel programs with BCC, hands their descriptors over, and exits.
 
 The only file that imports bcc, which brings 70 MiB of LLVM: so it is a process of its own, and runs under
-whichever Python has BCC. It uses the standard library, agent/btf.py and agent/errors.py, nothing else.
+whichever Python has BCC. It uses the standard library, agent/btf.py, agent/errors.py and
+agent/permissions.py, nothing else.
 
     /usr/bin/python3 agent/loader.py --socket-fd N
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import array
 import ctypes
+import errno
 import json
 import os
 import platform
@@ -31,10 +33,12 @@ from typing import Any
 if __package__:
     from agent import btf
     from agent.errors import AgentError, PrivilegeError
+    from agent.permissions import why_refused
 else:  # run as a script
     sys.path.insert(0, str(Path(__file__).parent))
     import btf  # type: ignore[import-not-found, no-redef]
     from errors import AgentError, PrivilegeError  # type: ignore[import-not-found, no-redef]
+    from permissions import why_refused  # type: ignore[import-not-found, no-redef]
 
 BPF_FOLDER = Path(__file__).parent.parent / "bpf"
 FDS_PER_MESSAGE = 200  # the kernel takes 253 (SCM_MAX_FD)
@@ -183,22 +187,55 @@ def tails_create(name: str) -> int:
     """A program array for the programs that others jump to."""
     fd = map_create(BPF_MAP_TYPE_PROG_ARRAY, 4, len(TAILS), name)
     if fd < 0:
-        raise AgentError(
-            f"cannot make the program array {name}: {os.strerror(ctypes.get_errno())}", "run as root"
-        )
+        raise map_refused(f"the program array {name}", f"{len(TAILS)} entries", ctypes.get_errno(), "")
     return fd
 
 
 def ring_create(name: str, size: int) -> int:
     """A ring buffer map; the size is a power of two and at least a page."""
+    if size >= 1 << 32:
+        raise map_refused(f"the ring buffer {name}", f"{size} bytes", errno.E2BIG, "capture.ring_bytes")
     fd = map_create(BPF_MAP_TYPE_RINGBUF, 0, size, name)
     if fd >= 0:
         return fd
-    error = ctypes.get_errno()
-    reason = f"cannot make the ring buffer {name} of {size} bytes: {os.strerror(error)}"
-    if error == 1:
-        raise PrivilegeError(reason, "run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE")
-    raise AgentError(reason, "capture.ring_bytes must be a power of two; ring buffers need Linux 5.8")
+    raise map_refused(f"the ring buffer {name}", f"{size} bytes", ctypes.get_errno(), "capture.ring_bytes")
+
+
+# Which option decides how large a map is; the others have a size of their own.
+MAP_OPTIONS = {
+    "traced": "capture.processes_max",
+    "threads": "capture.threads_max",
+    "moves": "capture.threads_max",
+    "connections": "capture.connections_max",
+    "unix_connections": "capture.unix_connections_max",
+}
+
+
+def map_refused(what: str, size: str, error: int, option: str) -> AgentError:
+    """The kernel did not make a map: which, how large, and what to do."""
+    why = "more than this kernel allows" if error == errno.E2BIG else os.strerror(error)
+    reason = f"cannot make {what} of {size}: {why}"
+    if error in (errno.EPERM, errno.EACCES):
+        return PrivilegeError(reason, why_refused())
+    if error == errno.EINVAL and option == "capture.ring_bytes":
+        return AgentError(reason, f"{option} must be a power of two; ring buffers need Linux 5.8")
+    if error in (errno.E2BIG, errno.EINVAL) and option:
+        return AgentError(reason, f"lower {option}")
+    if option:
+        return AgentError(reason, f"lower {option}, or give the agent's control group more memory")
+    return AgentError(reason, "give the agent's control group more memory; `dmesg` may say more")
+
+
+def refused_by_bcc(said: str, config: dict[str, int]) -> AgentError | None:
+    """BCC makes the maps while it compiles, and says on standard error which one the kernel refused."""
+    match = re.search(r"could not open bpf map: (\w+), error: (.+)", said)
+    if match is None:
+        return None
+    name, text = match[1], match[2].strip()
+    error = next((number for number in errno.errorcode if os.strerror(number) == text), 0)
+    option = MAP_OPTIONS.get(name, "")
+    size = f"{config[option.removeprefix('capture.')]} entries" if option else "its fixed size"
+    return map_refused(f"the map {name}", size, error, option)
 
 
 def header_tree(folder: Path) -> None:
@@ -254,8 +291,8 @@ def import_bcc() -> tuple[Any, Any]:
     return BPF, lib
 
 
-def compile_text(text: str, defines: dict[str, Any]) -> Any:
-    """The compiled module. BCC writes the compiler's messages to standard error, which is kept for us."""
+def compile_text(text: str, defines: dict[str, Any], config: dict[str, int]) -> Any:
+    """The compiled module, with its maps. BCC writes its messages to standard error, which is kept for us."""
     folder = Path(tempfile.mkdtemp(prefix="ebpf-otlp-tracer-headers-"))
     messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed below, after standard error is back)
     stderr = os.dup(2)
@@ -271,6 +308,9 @@ def compile_text(text: str, defines: dict[str, Any]) -> Any:
             raise
         messages.seek(0)
         said = messages.read().decode(errors="replace").strip()
+        refused = refused_by_bcc(said, config)
+        if refused is not None:
+            raise refused from error
         first = next((line for line in said.splitlines() if "error:" in line), str(error))
         raise AgentError(f"cannot compile {BPF_FOLDER / 'agent.bpf.c'}: {first}", said[-2000:]) from error
     finally:
@@ -343,7 +383,7 @@ def load(config: dict[str, int]) -> tuple[dict[str, Any], list[int]]:
     tails = {kind: tails_create(f"{kind}_tails") for kind in ("tracepoint", "kprobe")}
     defines["TAILS_FD"] = tails["tracepoint"]
     read = time.monotonic()
-    bpf = compile_text(text, defines)
+    bpf = compile_text(text, defines, config)
     compiled = time.monotonic()
     _, lib = import_bcc()
     maps = {**rings, **{f"{kind}_tails": fd for kind, fd in tails.items()}}

@@ -117,7 +117,7 @@ def test_loop_answers_stop_and_status_pages_then_drains() -> None:
             )
         with pytest.raises(urllib.error.HTTPError) as missing:
             urllib.request.urlopen(f"{base}/no", timeout=10)
-        assert (missing.value.code, missing.value.read()) == (404, b"there are /metrics, /healthz\n")
+        assert (missing.value.code, missing.value.read()) == (404, b"there are /metrics, /status, /healthz\n")
         stats = r.keeper.receive(wait_s=10)
         assert stats is not None and stats.name == "stats"
         r.keeper.send("stop", timeout_s=1.5)
