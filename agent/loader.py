@@ -346,10 +346,16 @@ def load_program(lib: Any, module: Any, name: str, kind: str, tails: tuple[int, 
     log = ctypes.create_string_buffer(LOG_BYTES)
     # Level 0: the log is written by a second try, after a refusal. Without a buffer BCC would make its own,
     # try again for each size of it (10 s), and print it all.
+    # When the log is longer than that, BCC prints it; a user has no use for 30,000 lines.
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
     fd = lib.bcc_func_load(module, number, code, start, size, licence, version, 0, log, LOG_BYTES, None, -1)
+    error = ctypes.get_errno()
+    os.dup2(stderr, 2)
+    os.close(stderr)
+    os.close(nowhere)
     if fd >= 0:
         return fd, ""
-    error = ctypes.get_errno()
     lines = log.value.decode(errors="replace").strip().splitlines()
     return -1, "; ".join([os.strerror(error), *lines[-4:]])
 
@@ -394,7 +400,10 @@ def load(config: dict[str, int]) -> tuple[dict[str, Any], list[int]]:
     for program in programs(text, bool(config["syscalls"]), bool(config["kprobes"])):
         jumps = tails["tracepoint"], tails["kprobe" if "probe" in program["kind"] else "tracepoint"]
         fd, why = load_program(lib, bpf.module, program["name"], program["kind"], jumps)
-        if fd >= 0 and "tail" in program:
+        if fd < 0 and "tail" in program:
+            hint = "nothing can be captured without it: please report it with the output of `uname -r`"
+            raise AgentError(f"this kernel refuses the program {program['name']}: {why}", hint)
+        if "tail" in program:
             put_tail(lib, maps[f"{program['kind']}_tails"], program["tail"], fd)
         elif fd >= 0:
             loaded.append(program)

@@ -77,7 +77,7 @@ def test_the_kprobe_backend_gives_the_same_spans(trace):
     assert len(traced.of(SERVER)) == 10 and len(traced.of(CLIENT)) == 5
     by_id = {span.span_id: span for span in traced.spans}
     inner = [s for s in traced.of(SERVER) if s.resource["process.pid"] in service.pids]
-    assert len(inner) == 5
+    assert len(inner) == 5, ({s.resource["process.pid"] for s in traced.spans}, service.pids, proxy.pids)
     for span in inner:
         outgoing = by_id[span.parent_id]
         assert outgoing.kind == CLIENT and by_id[outgoing.parent_id].kind == SERVER

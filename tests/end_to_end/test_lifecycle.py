@@ -253,7 +253,7 @@ def run_text(*arguments: str) -> str:
 
 def test_over_the_limit_the_reported_loss_is_the_true_loss(trace):
     """Nobody reads a small ring for a while: most is lost, and said to be, to the chunk."""
-    env = {"EBPF_OTLP_TRACER_CAPTURE_RING_BYTES": "65536"}
+    env = {"EBPF_OTLP_TRACER_CAPTURE_RING_BYTES": "65536", "EBPF_OTLP_TRACER_CAPTURE_SHED": "false"}
     with (
         servers.nginx() as server,
         trace(server.pids, exact=False, **env) as traced,
