@@ -259,6 +259,7 @@ class Keeper:
     def _on_exit(self, tgid: int) -> None:
         if self._traced.pop(tgid, None) is None:
             return
+        self._selection.forget(tgid)
         self._send("gone", tgid=tgid)
         if not self._traced and self._only_pids():
             self._log.info("every process that was selected has ended")
