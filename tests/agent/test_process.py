@@ -158,6 +158,19 @@ def test_mountinfo_is_asked_where_a_cgroup_namespace_hides_the_path(tmp_path: Pa
     assert read(tmp_path, 6).container_id == ""
 
 
+def test_mountinfo_is_asked_where_a_container_has_no_control_group(tmp_path: Path) -> None:
+    """Not of the host's processes, when we are in a container: they are many, and their mountinfo is long."""
+    session = "1:name=systemd:/user.slice/user-1000.slice/session-3.scope\n0::/\n"
+    for pid, namespace in ((1, 7), (5, 9), (6, 7)):
+        add_process(
+            tmp_path, pid, ["a"], exe="/a", cgroup=session, mountinfo=DOCKER_MOUNT, mount_namespace=namespace
+        )
+    assert [read(tmp_path, pid).container_id for pid in (1, 5, 6)] == ["", ID, ""]
+    (unknown := tmp_path / "unknown").mkdir()  # which the host's mount namespace is, is not known
+    add_process(unknown, 5, ["a"], exe="/a", cgroup=session, mountinfo=DOCKER_MOUNT, mount_namespace=9)
+    assert read(unknown, 5).container_id == ""
+
+
 # Records.
 
 
