@@ -26,6 +26,13 @@ from benchmarks.processes import Child
 
 SOURCE = Path(__file__).with_name("peer.c")
 
+# A pid namespace, with further options to come. unshare ignores the signal that Child has it sent when we
+# die; of this one it dies, and its child with it, and with that one the namespace.
+IN_PID_NAMESPACE = (
+    *("setpriv", "--pdeathsig", "KILL", "--"),
+    *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
+)
+
 
 def peer_program() -> Path:
     """The static program of peer.c."""

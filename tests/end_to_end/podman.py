@@ -4,7 +4,7 @@
 What podman keeps (images, locks, networks, its bridge, its firewall rules) lies in a mount and a network
 namespace that nobody else sees, and its processes in a pid namespace below ours: when the first process of
 that one ends, however we end, the kernel ends the rest. Only control groups are shared with the machine:
-they stand below one of our own, and are removed.
+they stand below one of our own, and are removed (a run that is killed leaves them, empty).
 
 The image has one program, no shell and no library: it is imported from a tar archive in a fraction of a
 second.
@@ -29,7 +29,7 @@ from typing import Any
 import pytest
 
 from benchmarks.processes import Child
-from tests.end_to_end.namespaces import Network, peer_program
+from tests.end_to_end.namespaces import IN_PID_NAMESPACE, Network, peer_program
 from tests.end_to_end.test_lifecycle import wait_until
 
 IMAGE = "localhost/peer:1"
@@ -146,8 +146,8 @@ def podman(folder: Path, files: dict[str, bytes]) -> Iterator[Podman]:
         pytest.skip(f"not installed: {', '.join(missing)}")
     (folder / "containers.conf").write_text(CONFIG)
     cgroup = f"ebpf-otlp-tracer-{uuid.uuid4().hex[:12]}"
-    unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    child = Child([*unshare, "sh", "-c", HOLDER], log=folder / "podman.log", stdout=subprocess.PIPE)
+    command = [*IN_PID_NAMESPACE, "--mount", "--net", "sh", "-c", HOLDER]
+    child = Child(command, log=folder / "podman.log", stdout=subprocess.PIPE)
     try:
         assert child.first_line() == "up"
         environment = {

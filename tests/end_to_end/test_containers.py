@@ -67,7 +67,7 @@ def test_a_container_is_traced_from_the_host(tmp_path, engine, workdir, selector
             assert any(f"{selector} {value}: no" in line for line in said)
             server.start()
         else:
-            assert "inside (" in next(line for line in said if "ready" in line)
+            assert "inside (" in next(line for line in said if "ready: " in line)
         ask(engine, other, port + 1, "/other")
         ask(engine, server, port, *PATHS)
         spans_in(file, 7)

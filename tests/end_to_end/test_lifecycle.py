@@ -41,16 +41,15 @@ def selecting(tmp_path: Path, *selectors: str):
     """The agent with selectors of our own instead of process ids."""
     file = tmp_path / "spans.jsonl"
     process = subprocess.Popen(
-        [*command(), "run", *selectors, "--exporter", f"jsonl:{file}"],
+        [*command(), "run", *selectors, "--exporter", f"jsonl:{file}", "--set", "self.listen="],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "EBPF_OTLP_TRACER_SELF_LISTEN": ""},
     )
     said: list[str] = []
     reader = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
     reader.start()
     try:
-        wait_until(lambda: any("ready" in line for line in said), f"ready: {said}")
+        wait_until(lambda: any("ready: " in line for line in said), lambda: f"ready: {said}")
         yield file, said, process
     finally:
         if process.poll() is None:

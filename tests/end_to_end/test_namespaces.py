@@ -15,6 +15,7 @@ import pytest
 from benchmarks.processes import free_port
 from tests.end_to_end.conftest import CLIENT, SERVER, read_spans
 from tests.end_to_end.namespaces import (
+    IN_PID_NAMESPACE,
     Network,
     bridged,
     client,
@@ -74,7 +75,7 @@ def test_a_server_in_another_network_namespace_is_traced_from_the_host(tmp_path,
         with server(a, ANY, port) as service, client(b, a.address, port, 4001) as asker:
             value = service.pid if selector == "--pid" else port
             with selecting(tmp_path, selector, str(value)) as (file, said, _):
-                assert f"({service.pid})" in next(line for line in said if "ready" in line)
+                assert f"({service.pid})" in next(line for line in said if "ready: " in line)
                 asker.ask(*PATHS)
                 wait_until(lambda: file.exists() and len(read_spans(file)) == 7, "7 spans")
     spans = read_spans(file)
@@ -109,7 +110,7 @@ def test_a_port_is_found_in_every_network_namespace_that_has_it(tmp_path):
     with networks(2) as spaces, ExitStack() as stack:
         services = [stack.enter_context(server(where, "127.0.0.1", port)) for where in (None, *spaces)]
         with selecting(tmp_path, "--port", str(port)) as (file, said, _):
-            ready = next(line for line in said if "ready" in line)
+            ready = next(line for line in said if "ready: " in line)
             assert all(f"({service.pid})" in ready for service in services)
             for i, where in enumerate((None, *spaces)):
                 with client(where, "127.0.0.1", port) as asker:
@@ -225,9 +226,8 @@ def test_behind_a_port_forward_there_are_two_spans_and_no_wrong_link(trace, masq
 
 @pytest.mark.parametrize("selector", ["--pid", "--port"])
 def test_in_a_pid_namespace_the_pids_are_the_hosts_and_children_are_followed(tmp_path, selector):
-    wrapper = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     port = free_port()
-    with server(None, "127.0.0.1", port, "fork", wrapper=wrapper) as service:
+    with server(None, "127.0.0.1", port, "fork", wrapper=IN_PID_NAMESPACE) as service:
         inside = Path(f"/proc/{service.pid}/status").read_text().partition("NSpid:")[2].split("\n")[0]
         assert inside.split() == [str(service.pid), "1"]
         value = service.pid if selector == "--pid" else port
