@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
 
+from benchmarks.agent import command
 from benchmarks.processes import free_port
 from tests.end_to_end.conftest import CLIENT, SERVER, read_spans
 from tests.end_to_end.namespaces import (
@@ -241,6 +243,14 @@ def test_in_a_pid_namespace_the_pids_are_the_hosts_and_children_are_followed(tmp
     assert [s["url.path"] for s in spans] == ["/p/0", "/p/1", "/p/2"]
     resources = {(s.resource["process.pid"], s.resource["process.parent_pid"]) for s in spans}
     assert resources == {(child.pid, service.pid)}
+
+
+def test_in_a_pid_namespace_of_its_own_the_agent_does_not_start():
+    """Its number 1 is the kernel's number of somebody else, who was not selected."""
+    run = [*IN_PID_NAMESPACE, *command(), "run", "--pid", "1", "--exporter", "none"]
+    ended = subprocess.run(run, capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stdout) == (77, "")
+    assert "hostPID: true" in ended.stderr and "--pid=host" in ended.stderr
 
 
 @pytest.mark.parametrize("selector", ["--pid", "--service"])
