@@ -206,6 +206,7 @@ def run(**arguments: Any) -> None:
     selection = _selection(config)
     if not selection:
         raise click.UsageError(NOTHING_SELECTED)
+    _check_pid_namespace()
     check_pids(config["select.pid"])
     _check_privileges()
     become_keeper(config)
@@ -238,6 +239,16 @@ def _check_exporters(config: Config) -> None:
         from exporters.otlp_settings import read_settings
 
         read_settings(os.environ)
+
+
+def _check_pid_namespace() -> None:
+    from agent.doctor import PID_NAMESPACE_HINT, in_pid_namespace
+
+    if in_pid_namespace():
+        raise PrivilegeError(
+            "this container numbers its processes anew: the kernel means others by these numbers",
+            f"run it in the host's pid namespace: {PID_NAMESPACE_HINT}",
+        )
 
 
 def _check_privileges() -> None:

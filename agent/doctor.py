@@ -56,9 +56,23 @@ def package(debian: str, fedora: str) -> str:
 # Privileges, which `run` asks for as well.
 
 
+PID_NAMESPACE = "pid:[4026531836]"  # of the host: PROC_PID_INIT_INO of include/linux/proc_ns.h
+PID_NAMESPACE_HINT = "--pid=host for podman and docker, hostPID: true for Kubernetes"
+
+
+def in_pid_namespace(root: Path = ROOT) -> bool:
+    """Whether we have other numbers for processes than the kernel programs: we would trace strangers."""
+    try:
+        return os.readlink(root / "proc/self/ns/pid") != PID_NAMESPACE
+    except OSError:
+        return False
+
+
 def check_privileges(root: Path = ROOT) -> Row:
     missing = missing_capabilities(root)
     who = f"uid {os.geteuid()}"
+    if in_pid_namespace(root):
+        return Row("privileges", FAIL, f"{who}, but not in the host's pid namespace", PID_NAMESPACE_HINT)
     if not missing:
         return Row("privileges", OK, f"{who}, every capability that is needed")
     return Row("privileges", FAIL, f"{who}, without {', '.join(missing)}", "run it with sudo")

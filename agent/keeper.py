@@ -289,6 +289,7 @@ class Keeper:
         self._unseen.discard(tgid)
         if self._traced.pop(tgid, None) is None:
             return
+        self._selection.forget(tgid)
         self._send("gone", tgid=tgid)
         if not self._traced and self._only_pids():
             self._log.info("every process that was selected has ended")

@@ -49,6 +49,7 @@ THREAD_STACK_BYTES = 256 * 1024
 TICK_S = 0.25
 STATS_S = 1.0
 DRAIN_ROUNDS_MAX = 1000  # of a full batch each; the kernel side is detached by then
+RECORD_WAIT_S = 0.1  # once for a process that nobody tells of; the keeper needs a millisecond, or its turn
 
 
 class Pipeline:
@@ -86,6 +87,8 @@ class Pipeline:
         now = time.monotonic()
         self._next_spans, self._next_metrics = now, now + self._metrics_s
         self._next_tick = self._next_stats = now
+        self._records = select.epoll()
+        self._records.register(channel, select.EPOLLIN)
         self._epoll = select.epoll()
         self._epoll.register(ring, select.EPOLLIN | select.EPOLLET)  # once per wake-up of the kernel side
         self._epoll.register(channel, select.EPOLLIN)
@@ -133,6 +136,7 @@ class Pipeline:
         rows, arena = self.engine.take_spans()
         if len(rows) == 0:
             return 0
+        self._await_records(rows["tgid"])
         resources, index = self.resources.of_rows(rows["tgid"])
         batch = SpanBatch(rows, arena, resources, index, self.clock.offset_ns(), self.engine.keys)
         for resource, count in zip(resources, np.bincount(index).tolist(), strict=True):
@@ -141,6 +145,15 @@ class Pipeline:
             exporter.export_spans(batch)
         self._counts["batches"] += 1
         return len(rows)
+
+    def _await_records(self, tgids: np.ndarray) -> None:
+        """The kernel side follows a child, or who listens on a port, by itself: the first request may be
+        answered before the keeper has said who that is."""
+        deadline = time.monotonic() + RECORD_WAIT_S
+        while self.stop_timeout_s is None and self.resources.lacks(tgids):
+            if not self._records.poll(max(0.0, deadline - time.monotonic())):
+                return
+            self.read_messages()
 
     def export_metrics(self) -> None:
         """Every series and the agent's own figures; then forgets processes that ended."""

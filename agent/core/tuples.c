@@ -41,10 +41,23 @@ void tuple_remove(struct core *core, struct connection *c)
     c->tuple_key = 0;
 }
 
+static bool is_loopback(const uint8_t *address)
+{
+    static const uint8_t one[16] = {[15] = 1}, mapped[13] = {[10] = 0xff, 0xff, 127};
+    return memcmp(address, mapped, sizeof(mapped)) == 0 || memcmp(address, one, sizeof(one)) == 0;
+}
+
+/* Each network namespace has a loopback of its own, and packets of it never leave. Other addresses are
+ * seen from several: through a veth, a bridge, a route between them. */
+static bool may_meet(const struct open_event *x, const struct open_event *y)
+{
+    return x->netns == y->netns || !(is_loopback(x->local_address) || is_loopback(x->remote_address));
+}
+
 bool tuple_mirrors(const struct connection *a, const struct connection *b)
 {
     const struct open_event *x = &a->open, *y = &b->open;
-    return x->local_port == y->remote_port && x->remote_port == y->local_port &&
+    return may_meet(x, y) && x->local_port == y->remote_port && x->remote_port == y->local_port &&
            memcmp(x->local_address, y->remote_address, 16) == 0 &&
            memcmp(x->remote_address, y->local_address, 16) == 0;
 }

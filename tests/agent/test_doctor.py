@@ -41,6 +41,17 @@ def test_capabilities_that_are_missing_are_named(tmp_path: Path, held: int, miss
     assert all(name in row.found for name in missing)
 
 
+@pytest.mark.parametrize(("namespace", "inside"), [("4026531836", False), ("4026532222", True), ("", False)])
+def test_a_pid_namespace_of_our_own_is_a_failure(tmp_path: Path, namespace: str, inside: bool) -> None:
+    (tmp_path / "proc/self/ns").mkdir(parents=True)
+    (tmp_path / "proc/self/status").write_text("CapEff:\t000001ffffffffff\n")
+    if namespace:  # else it may not be read
+        (tmp_path / "proc/self/ns/pid").symlink_to(f"pid:[{namespace}]")
+    row = doctor.check_privileges(tmp_path)
+    assert row.status == (doctor.FAIL if inside else doctor.OK)
+    assert ("hostPID" in row.hint) == inside
+
+
 def test_nothing_is_held_where_it_cannot_be_seen(tmp_path: Path) -> None:
     assert len(doctor.missing_capabilities(tmp_path)) == len(NEEDS)
 

@@ -51,7 +51,7 @@ def selecting(tmp_path: Path, *selectors: str):
     reader = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
     reader.start()
     try:
-        wait_until(lambda: any("ready" in line for line in said), f"ready: {said}")
+        wait_until(lambda: any("ready: " in line for line in said), lambda: f"ready: {said}")
         yield file, said, process
     finally:
         if process.poll() is None:
