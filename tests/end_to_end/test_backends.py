@@ -69,6 +69,7 @@ def test_the_kprobe_backend_gives_the_same_spans(trace):
         servers.nginx(proxy_to=service.port) as proxy,
         trace([*service.pids, *proxy.pids], EBPF_OTLP_TRACER_CAPTURE_BACKEND="kprobe") as traced,
     ):
+        serving = service.pids
         with connected(proxy.port) as sock:
             for i in range(5):
                 sock.sendall(GET % b"products/%d" % i)
@@ -76,8 +77,8 @@ def test_the_kprobe_backend_gives_the_same_spans(trace):
         traced.wait_for(15)
     assert len(traced.of(SERVER)) == 10 and len(traced.of(CLIENT)) == 5
     by_id = {span.span_id: span for span in traced.spans}
-    inner = [s for s in traced.of(SERVER) if s.resource["process.pid"] in service.pids]
-    assert len(inner) == 5, ({s.resource["process.pid"] for s in traced.spans}, service.pids, proxy.pids)
+    inner = traced.of(SERVER, serving)
+    assert len(inner) == 5
     for span in inner:
         outgoing = by_id[span.parent_id]
         assert outgoing.kind == CLIENT and by_id[outgoing.parent_id].kind == SERVER
