@@ -17,12 +17,15 @@ def summary(samples: Iterable[Sample], duration_s: float) -> str:
     totals = {name: [0, 0] for name in Ledger.CLASSES}
     plain: dict[str, int] = {}
     exported: dict[str, dict[str, int]] = {}
+    gaps: dict[str, int] = {}
     for figure, labels, value in samples:
         group, _, key = figure.source.partition(".")
         if group == "ledger" and key in COLUMNS:
             services.setdefault(labels["service"], {})[key] = int(value)
         elif figure.source in ("ledger.chunks", "ledger.bytes"):
             totals[labels["class"]][key == "bytes"] += int(value)
+        elif figure.source == "ledger.gaps":
+            gaps[labels["cause"]] = gaps.get(labels["cause"], 0) + int(value)
         elif figure.source == "exporter.spans":
             by_reason = exported.setdefault(labels["otel.component.type"], {})
             by_reason[labels.get("error.type", "")] = by_reason.get(labels.get("error.type", ""), 0) + int(
@@ -39,7 +42,13 @@ def summary(samples: Iterable[Sample], duration_s: float) -> str:
     lines += (
         _table(COLUMNS, [*rows, tuple(total)] if len(rows) != 1 else rows) if rows else ["no requests seen"]
     )
-    lines += ["", *_ledger_lines(totals, plain), *_loss_lines(plain), *_export_lines(exported)]
+    lines += [
+        "",
+        *_ledger_lines(totals, plain),
+        *_loss_lines(plain),
+        *_gap_lines(gaps),
+        *_export_lines(exported),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -63,6 +72,7 @@ def _ledger_lines(totals: Mapping[str, Sequence[int]], plain: Mapping[str, int])
 # Figures that must be zero for "nothing was lost", with what to do about each.
 LOSSES = {
     "kernel.unsent_chunks": "reads or writes did not fit into the ring: raise capture.ring_bytes",
+    "kernel.shed_chunks": "reads or writes were left out under pressure, by whole connections",
     "kernel.unsent_events": "connection events did not fit into the ring: raise capture.ring_bytes",
     "kernel.connections_refused": "connections were not traced: raise capture.connections_max",
     "kernel.gap_bytes": "bytes moved by calls that are not hooked",
@@ -77,6 +87,12 @@ def _loss_lines(plain: Mapping[str, int]) -> list[str]:
     found = [f"lost: {plain[source]:,} {text}" for source, text in LOSSES.items() if plain.get(source)]
     whole = not plain.get("ledger.difference_chunks") and not found
     return ["", *found, *(["nothing was lost"] if whole else [])]
+
+
+def _gap_lines(gaps: Mapping[str, int]) -> list[str]:
+    """Not all of them cost a span: a body that was not copied whole is a gap too."""
+    parts = [f"{count:,} {cause}" for cause, count in gaps.items() if count]
+    return [f"gaps in streams: {', '.join(parts)}"] if parts else []
 
 
 def _export_lines(exported: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -57,7 +57,7 @@ def test_more_than_may_be_held_back_is_still_handled_in_order():
     core.feed(drain=False, now_ms=2004)
     (span,) = core.spans()
     assert span["http.response.body.size"] == 512 * 16384
-    assert core.ledger()["gaps"] == 0
+    assert core.ledger()["gaps"] == {}
 
 
 def test_connections_over_the_cap_push_out_the_longest_idle():
@@ -87,11 +87,37 @@ def test_idle_connections_are_forgotten():
 def test_pending_requests_over_the_cap_are_dropped_and_counted():
     core = Core({"pending_max": 10})
     c = core.open()
-    c.receive(GET * 11)
-    c.send(OK)
-    (span,) = core.spans()
-    assert core.stats().requests_dropped == 10
-    assert span["url.path"] == "/a"
+    c.receive(b"".join(GET.replace(b"/a", b"/%d" % i) for i in range(11)))
+    c.send(OK * 10)
+    assert [span["url.path"] for span in core.spans()] == [f"/{i}" for i in range(10)]
+    assert core.stats().requests_dropped == 1
+    c.receive(GET)
+    c.send(OK + OK)  # which of the two answers /a is not known
+    assert core.spans() == []
+
+
+def test_requests_that_wait_hold_no_more_memory_than_the_cap():
+    core = Core({"buffer_bytes_max": 64 * 1024})
+    for i in range(1000):
+        core.open(remote=("127.0.0.1", 10000 + i)).receive(GET)
+    core.feed()
+    dropped = core.stats().requests_dropped
+    assert 500 < dropped < 1000
+    assert core.stats().memory_bytes < 1 << 20
+
+
+def test_processes_over_the_cap_are_counted_together():
+    core = Core({"processes_max": 2})
+    for tgid in (100, 200, 300, 400):
+        c = core.open(tgid=tgid, remote=("127.0.0.1", 40000 + tgid))
+        c.receive(GET)
+        c.send(OK)
+    assert len(core.spans()) == 4
+    assert core.ledger(100)["spans"] == core.ledger(200)["spans"] == 1
+    assert core.ledger(300) == core.ledger(400) == {}
+    assert core.ledger(0)["spans"] == 2
+    assert core.ledger(0)["bytes"] == {"parsed": 2 * len(GET + OK)}
+    assert core.stats().processes_refused == 4
 
 
 def test_a_full_batch_waits_for_python_and_loses_nothing():
@@ -164,8 +190,7 @@ def test_series_of_a_process_that_is_gone_are_forgotten():
         c.receive(GET)
         c.send(OK)
     core.feed()
-    lib.core_process_gone(core.core, 100)
-    lib.core_forget_gone(core.core)
+    lib.core_forget(core.core, [100], 1)
     assert [s["tgid"] for s in core.series()] == [200]
     assert core.ledger(100) == {}
     assert core.series()[0]["attributes"]["http.route"] == "/a"

@@ -108,7 +108,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         for (int k = 0; k < LEDGER_CLASSES; k++)
             if (rows[i].bytes[k] > UINT64_MAX / 2) /* moved out of a class it was never in */
                 abort();
-    core_forget_gone(core);
+    uint32_t gone = 7;
+    core_forget(core, &gone, 1);
     core_free(core);
     return 0;
 }
