@@ -116,7 +116,7 @@ static bool keep_state(struct core *core, struct stream *s, const uint64_t state
 }
 
 /* Keeps what the parser could not read yet. False: the caps do not allow it. */
-static bool keep(struct core *core, struct stream *s, const uint8_t *bytes, size_t n)
+static bool keep(struct core *core, struct stream *s, uint32_t tgid, const uint8_t *bytes, size_t n)
 {
     uint64_t wanted = (uint64_t)kept_length(s) + n;
     if (n == 0)
@@ -131,6 +131,8 @@ static bool keep(struct core *core, struct stream *s, const uint8_t *bytes, size
         if (kept_resize(core, s, capacity) == NULL)
             return false;
     }
+    if (s->kept->length == 0)
+        s->kept->tgid = tgid;
     memcpy(s->kept->bytes + s->kept->length, bytes, n);
     s->kept->length += (uint32_t)n;
     core->stats.buffered_bytes += n;
@@ -157,11 +159,17 @@ void stream_lose(struct core *core, struct connection *c, unsigned direction, en
     s->in_message = s->ends = s->whole = false;
 }
 
-/* The bytes that the buffer held were counted as parsed when they came: count them as `as` instead. */
-static void buffer_disown(struct feed *f, enum ledger_class as)
+/* The bytes that are kept were counted as parsed when they came: count them as `as` instead. Where several
+ * processes wrote one message, those of the first; who ended since has no row to correct. */
+static void kept_disown(struct feed *f, enum ledger_class as)
 {
-    f->ledger->bytes[LEDGER_PARSED] -= kept_length(f->s);
-    f->ledger->bytes[as] += kept_length(f->s);
+    struct process *owner = f->s->kept ? table_get(&f->core->processes, f->s->kept->tgid) : NULL;
+    if (owner == NULL)
+        owner = &f->core->others;
+    uint64_t *parsed = &owner->ledger.bytes[LEDGER_PARSED], n = kept_length(f->s);
+    n = n < *parsed ? n : *parsed;
+    *parsed -= n;
+    owner->ledger.bytes[as] += n;
 }
 
 /* The message is complete: `skip` has passed. */
@@ -257,7 +265,7 @@ static void refuse(struct feed *f)
     f->core->stats.messages_invalid++;
     count_gap(f, GAP_INVALID);
     f->c->invalid++;
-    buffer_disown(f, LEDGER_UNKNOWN);
+    kept_disown(f, LEDGER_UNKNOWN);
     loss_of_requests(f->core, f->c);
     pairing_drop_all(f->core, f->c);
     stream_lose(f->core, f->c, f->direction, LEDGER_UNKNOWN);
@@ -370,7 +378,7 @@ static void read_kept(struct feed *f, const uint8_t *bytes, size_t n, uint64_t b
     struct stream *s = f->s;
     uint64_t first_ktime = s->message_ktime;
     base -= s->kept->length;
-    if (!keep(core, s, bytes, n)) {
+    if (!keep(core, s, f->event->tgid, bytes, n)) {
         core->stats.buffers_refused++;
         refuse(f);
         return;
@@ -409,13 +417,13 @@ static bool decide_so_far(struct feed *f, const uint8_t *bytes, size_t n)
     memcpy(first + known, bytes, more);
     if (decide(f, first, known + more))
         return true;
-    if (could_start(first, known + more) == VERDICT_MAYBE && keep(f->core, s, bytes, n)) {
+    if (could_start(first, known + more) == VERDICT_MAYBE && keep(f->core, s, f->event->tgid, bytes, n)) {
         account(f, LEDGER_PARSED, n);
         if (s->kept->length == n)
             s->message_ktime = f->event->header.ktime_ns;
         return false;
     }
-    buffer_disown(f, LEDGER_UNKNOWN);
+    kept_disown(f, LEDGER_UNKNOWN);
     account(f, LEDGER_UNKNOWN, n);
     stream_lose(f->core, f->c, f->direction, LEDGER_UNKNOWN);
     return false;
@@ -460,7 +468,7 @@ static void feed_bytes(struct feed *f, const uint8_t *bytes, size_t n, bool at_s
         if (s->sync == SYNC_OK && used < n) {
             if (!s->in_message)
                 s->message_ktime = f->event->header.ktime_ns;
-            if (keep(core, s, bytes + used, n - used)) {
+            if (keep(core, s, f->event->tgid, bytes + used, n - used)) {
                 s->kept->need = f->need;
                 s->kept->tried = f->tried;
                 return;
@@ -495,9 +503,9 @@ static void conclude(struct feed *f, enum hole hole)
     /* Within the body of one answer the exchange is still known, only where it ends is not. */
     if (p && p->responded && !is_request(f))
         p->size_unknown = true;
-    if (is_request(f) || hole == HOLE_UNEXPLAINED)
+    if (is_request(f))
         loss_of_requests(f->core, c);
-    if ((!is_request(f) && (hole != HOLE_TOLD || c->pipelined)) || hole == HOLE_UNEXPLAINED)
+    else if (hole != HOLE_TOLD || c->pipelined)
         loss_of_answers(f->core, c);
 }
 
@@ -529,7 +537,7 @@ static void feed_hole(struct feed *f, uint64_t n, enum hole hole, enum gap_cause
     enum ledger_class as = inside ? LEDGER_TRUNCATED : LEDGER_LOST;
     if (inside)
         account(f, as, n);
-    buffer_disown(f, as);
+    kept_disown(f, as);
     count_gap(f, cause);
     conclude(f, hole);
     stream_lose(f->core, c, f->direction, as);
@@ -555,7 +563,7 @@ static void overlap(struct feed *f)
     if (c->opaque)
         return;
     count_gap(f, GAP_OVERLAP);
-    buffer_disown(f, LEDGER_LOST);
+    kept_disown(f, LEDGER_LOST);
     c->pipelined |= c->kind && is_request(f); /* and two requests at once are not those of a client that waits */
     loss_of_requests(f->core, c);
     pairing_drop_all(f->core, c);

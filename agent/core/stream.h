@@ -28,6 +28,7 @@ struct kept {
     uint32_t length, capacity; /* of bytes */
     uint32_t need;  /* the parser said: not before the window is this long */
     uint32_t tried; /* length of the window it said that of */
+    uint32_t tgid;  /* in whose ledger the bytes count as parsed */
     uint8_t bytes[];
 };
 

@@ -353,3 +353,101 @@ def test_two_threads_that_ask_at_once_are_a_client_that_does_not_wait():
     c.receive(get("/3"))
     c.send(OK * 3)
     assert paths(core) == []
+
+
+def test_a_client_that_lost_too_few_answers_for_one_that_waits_is_not_paired():
+    """/1 and /2 were asked at once: the one answer that is missing is that to /1, the next one that to /2."""
+    core = Core()
+    c = core.open()
+    c.receive(get("/1"))
+    c.lose(IN, get("/2"))
+    c.lose(OUT, OK)
+    c.receive(get("/3"))
+    c.send(OK)
+    c.send(OK)
+    assert paths(core) == []
+
+
+def test_what_an_earlier_pipeline_was_told_is_no_loss():
+    core = Core()
+    c = core.open(again=True)
+    c.unsent, c.shed = [5, 1 << 31], 7
+    c.receive(get("/1"))
+    c.close()
+    core.feed()
+    assert core.ledger()["gaps"] == {}
+
+
+def test_a_hole_within_a_body_of_known_length_costs_a_pipelining_client_nothing():
+    core = Core()
+    c = core.open()
+    c.receive(get("/1") + get("/2"))
+    c.send(b"HTTP/1.1 200 OK\r\nContent-Length: 3000\r\n\r\n" + bytes(1000))
+    c.lose(OUT, bytes(1000))
+    c.receive(get("/3"))
+    c.send(bytes(1000))
+    c.send(OK + OK)
+    spans = core.spans()
+    assert [span["url.path"] for span in spans] == ["/1", "/2", "/3"]
+    assert spans[0]["http.response.body.size"] == 3000
+    assert core.ledger()["gaps"] == {}
+
+
+def test_an_answer_whose_end_was_lost_ends_when_it_was_last_seen():
+    core = Core()
+    c = core.open()
+    c.receive(get("/1"), at=2000)
+    c.send(b"HTTP/1.1 200 OK\r\nContent-Length: 3000\r\n\r\n", at=2005)
+    c.lose(OUT, bytes(3000))
+    c.lose(IN, get("/2"))
+    c.send(OK, at=2900)
+    (span,) = core.spans()
+    assert (span.end, span["http.response.body.size"]) == (2005, 3000)
+
+
+def test_bytes_of_a_call_that_is_not_hooked_may_be_the_answer():
+    core = Core()
+    c = core.open()
+    c.receive(get("/0"))
+    c.send(OK)
+    c.receive(get("/1"))
+    c.pos[OUT] += 100
+    c.send(OK)
+    c.receive(get("/2"))
+    c.send(OK)
+    assert paths(core) == ["/0", "/2"]
+    assert core.ledger()["gaps"] == {"http1.unhooked": 1}
+
+
+def test_a_call_that_is_not_hooked_may_have_asked():
+    core = Core()
+    c = core.open()
+    c.receive(get("/1"))
+    c.pos[IN] += 100
+    c.receive(get("/2"))
+    c.send(OK * 3)  # the second one answers what was not seen
+    assert "/2" not in paths(core)
+
+
+def test_bytes_that_are_not_understood_may_be_the_answer():
+    core = Core()
+    c = core.open()
+    c.receive(get("/1"))
+    c.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    c.lose(OUT, b"5\r\nhello\r\n0\r\n\r\n")
+    c.receive(get("/2"))
+    c.send(b"the answer to /2, or what is left of that to /1")
+    c.send(OK)
+    assert paths(core) == ["/1"]
+
+
+def test_what_two_processes_wrote_of_one_message_is_not_taken_from_the_wrong_one():
+    core = Core()
+    c = core.open()
+    c.receive(b"GET / HTTP/1.1\r\nHost: x\r\nSp")
+    c.tgid = 200
+    c.receive(b"ace : y\r\n\r\n")
+    core.feed()
+    first, second = core.ledger(100)["bytes"], core.ledger(200)["bytes"]
+    assert first == {"unknown": 27}
+    assert sum(second.values()) == 11

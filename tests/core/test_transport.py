@@ -145,11 +145,11 @@ def test_what_waits_on_the_unix_sockets_of_a_killed_process_is_closed():
     again = unix(core, CLIENT, tgid=200, own=7, peer=8)  # another process of that id
     again.send(GET)
     core.feed()
+    lib.core_process_gone(core.core, 300)
     core.feed(now_ms=core.now_ms + 5000)
     core.now_ms += 5000
     again.receive(OK)
-    (span,) = core.spans()
-    assert span["error.type"] is None
+    assert [(s.tgid, s["error.type"]) for s in core.spans()] == [(300, "connection_closed"), (200, None)]
 
 
 def test_what_nothing_is_known_of_is_counted_and_costs_nothing():
