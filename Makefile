@@ -9,12 +9,14 @@ BASE_PYTHON ?= $(shell for p in /usr/bin/python3 python3; do \
 
 RUN_PACKAGES := python3-bpfcc linux-libc-dev python3-venv python3-dev gcc libc6-dev
 DEMO_PACKAGES := nginx-light zlib1g-dev util-linux
-TEST_PACKAGES := nginx-light curl openssl zlib1g-dev clang-14 libclang-rt-14-dev bpftool util-linux iproute2
+TEST_PACKAGES := nginx-light curl openssl zlib1g-dev clang-14 libclang-rt-14-dev bpftool util-linux iproute2 \
+	podman runc netavark iptables
+VM_PACKAGES := qemu-system-x86 kmod busybox-static nginx-light curl util-linux iproute2
 CORE_SOURCES := $(wildcard agent/core/*.c agent/core/*.h agent/core/*.py agent/core/protocols/*.c \
 	bpf/events.h bpf/protocols.h bpf/classify.h exporters/*.c exporters/*.h exporters/build.py agent/layouts.py)
 FUZZ_SECONDS ?= $(if $(CI),60,10)
 
-.PHONY: help build demo test test-fast lint format fuzz sanitize bench compare clean packages-run
+.PHONY: help build demo test test-fast lint test-vm format fuzz sanitize bench compare clean packages-run
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +36,10 @@ test: build $(STAMPS)/venv-test ## all that must hold: lint, sanitizers, fuzzing
 
 test-fast: $(STAMPS)/venv-test ## the tests that need no kernel
 	$(PYTHON) -m pytest -m "not kernel and not slow"
+
+test-vm: build $(STAMPS)/venv-test ## the kernel side on Debian's own kernel, emulated (root, 6 minutes)
+	@packaging/debian-packages.sh $(VM_PACKAGES)
+	$(PYTHON) -m tests.vm.run
 
 lint: $(STAMPS)/venv-test ## ruff, mypy, who may import whom
 	$(VENV)/bin/ruff check .

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Offsets of structure fields in the running kernel, from its BTF, read with libbpf.
+"""Offsets of structure fields and enumerators of the running kernel, from its BTF, read with libbpf.
 
 Runs in the loader and in `doctor`: standard library only. libbpf, because BTF can only be walked from its
 first type on, which is a matter of milliseconds in C.
@@ -8,7 +8,7 @@ first type on, which is a matter of milliseconds in C.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 if __package__:
     from agent.errors import AgentError
@@ -16,7 +16,7 @@ else:  # run as a script's neighbour, by the loader
     from errors import AgentError  # type: ignore[no-redef, import-not-found]
 
 VMLINUX = "/sys/kernel/btf/vmlinux"
-KIND_STRUCT, KIND_UNION = 4, 5
+KIND_STRUCT, KIND_UNION, KIND_ENUM = 4, 5, 6
 QUALIFIERS = (8, 9, 10, 11, 18)  # typedef, volatile, const, restrict, type tag: they wrap a type
 
 
@@ -36,12 +36,19 @@ class _Member(ctypes.Structure):
     _fields_ = (("name", ctypes.c_uint32), ("type", ctypes.c_uint32), ("offset", ctypes.c_uint32))
 
 
+class _Enumerator(ctypes.Structure):
+    """struct btf_enum."""
+
+    _fields_ = (("name", ctypes.c_uint32), ("value", ctypes.c_int32))
+
+
 def _libbpf() -> ctypes.CDLL:
     for name in ("libbpf.so.1", "libbpf.so.0"):
         try:
             library = ctypes.CDLL(name, use_errno=True)
         except OSError:
             continue
+        library.libbpf_set_print(None)  # our own words are enough
         library.btf__parse.restype = ctypes.c_void_p
         library.btf__parse.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
         library.btf__free.argtypes = (ctypes.c_void_p,)
@@ -54,20 +61,66 @@ def _libbpf() -> ctypes.CDLL:
     raise BtfError("libbpf.so.1 was not found", "apt install libbpf1 (Fedora: dnf install libbpf)")
 
 
-def offsets(fields: Iterable[tuple[str, str]], path: str = VMLINUX) -> dict[tuple[str, str], int]:
-    """Byte offset of each (structure, field); raises BtfError with the name of the first one missing."""
+Field = tuple[str, str]  # structure, field; or enumeration, enumerator
+
+
+def read(
+    fields: Iterable[Field],
+    optional: Collection[Field] = (),
+    enumerators: Iterable[Field] = (),
+    path: str = VMLINUX,
+) -> tuple[dict[Field, int], dict[Field, int]]:
+    """(byte offset of each field, number of each enumerator).
+
+    Raises BtfError with the name of the first field missing, if it is not optional: those are left out. An
+    enumerator that is missing is -1.
+    """
     library = _libbpf()
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise BtfError(
+            f"cannot read the kernel's type information, {path}: {error.strerror}",
+            "the kernel must be built with CONFIG_DEBUG_INFO_BTF=y (distributions' kernels since 2020 are)"
+            if isinstance(error, FileNotFoundError)
+            else "run as root; in a container, /sys must be the host's",
+        ) from error
     btf = library.btf__parse(path.encode(), None)
     # libbpf 0.x returns an error as a pointer in the last page, 1.x as NULL
     if not btf or ctypes.c_int64(btf).value in range(-4095, 0):
         raise BtfError(
-            f"cannot read the kernel's type information, {path}",
-            "the kernel must be built with CONFIG_DEBUG_INFO_BTF=y (distributions' kernels since 2020 are)",
+            f"{path} is not the type information of a kernel, or not whole",
+            "bpftool btf dump file shows what is wrong with it; a kernel of the distribution has it right",
         )
     try:
-        return {(structure, field): _offset(library, btf, structure, field) for structure, field in fields}
+        found: dict[Field, int] = {}
+        for structure, field in fields:
+            try:
+                found[structure, field] = _offset(library, btf, structure, field)
+            except BtfError:
+                if (structure, field) not in optional:
+                    raise
+        return found, {(kind, name): _number(library, btf, kind, name) for kind, name in enumerators}
     finally:
         library.btf__free(btf)
+
+
+def offsets(fields: Iterable[Field], path: str = VMLINUX) -> dict[Field, int]:
+    """Byte offset of each (structure, field); raises BtfError with the name of the first one missing."""
+    return read(fields, path=path)[0]
+
+
+def _number(library: ctypes.CDLL, btf: int, kind: str, name: str) -> int:
+    number = library.btf__find_by_name_kind(btf, kind.encode(), KIND_ENUM)
+    if number <= 0:
+        return -1
+    header = library.btf__type_by_id(btf, number)
+    first = ctypes.addressof(header.contents) + ctypes.sizeof(_Type)
+    for each in (_Enumerator * (header.contents.info & 0xFFFF)).from_address(first):
+        if library.btf__name_by_offset(btf, each.name) == name.encode():
+            return int(each.value)
+    return -1
 
 
 def _offset(library: ctypes.CDLL, btf: int, structure: str, field: str) -> int:

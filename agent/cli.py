@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 NAME = "ebpf-otlp-tracer"
 DEFAULT_VERB = "run"
 USAGE, INTERRUPTED = 2, 130
+WATCH_S = 1.0  # the pipeline's own figures of the keeper are as old
 EXAMPLES = f"""\
 Examples:
   sudo {NAME} --port 8080              trace who listens there
@@ -119,6 +121,9 @@ def _flag(option: Option) -> Callable[[Any], Any]:
         return click.option(
             option.flag, option.name.replace(".", "_"), is_flag=True, default=None, help=option.help
         )
+    if option.choices:
+        choice = click.Choice(option.choices)
+        return click.option(option.flag, option.name.replace(".", "_"), type=choice, help=option.help)
     kind: click.ParamType[Any] = click.STRING
     if option.type == "ints":
         kind = click.IntRange(
@@ -201,6 +206,7 @@ def run(**arguments: Any) -> None:
     selection = _selection(config)
     if not selection:
         raise click.UsageError(NOTHING_SELECTED)
+    _check_pid_namespace()
     check_pids(config["select.pid"])
     _check_privileges()
     become_keeper(config)
@@ -235,17 +241,22 @@ def _check_exporters(config: Config) -> None:
         read_settings(os.environ)
 
 
+def _check_pid_namespace() -> None:
+    from agent.doctor import PID_NAMESPACE_HINT, in_pid_namespace
+
+    if in_pid_namespace():
+        raise PrivilegeError(
+            "this container numbers its processes anew: the kernel means others by these numbers",
+            f"run it in the host's pid namespace: {PID_NAMESPACE_HINT}",
+        )
+
+
 def _check_privileges() -> None:
-    from agent.doctor import missing_capabilities
+    from agent.permissions import advice, missing_capabilities
 
     missing = missing_capabilities()
     if missing:
-        verb = (
-            "sudo"
-            if os.geteuid()
-            else "--privileged, or with these capabilities added, if this is a container"
-        )
-        raise PrivilegeError(f"tracing needs root: {', '.join(missing)} missing", f"run it with {verb}")
+        raise PrivilegeError(f"tracing needs root: {', '.join(missing)} missing", advice())
 
 
 def become_keeper(config: Config) -> NoReturn:
@@ -304,6 +315,26 @@ def ps(as_json: bool, **arguments: Any) -> None:
         click.echo(sentence)
     if unseen and os.geteuid():
         click.echo(f"{unseen} processes of other users could not be read in full: run it with sudo", err=True)
+
+
+@cli.command()
+@configured
+@click.option("--json", "as_json", is_flag=True, help="As JSON, with every service.")
+@click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+def status(as_json: bool, watch: bool, **arguments: Any) -> None:
+    """Show what the running agent has seen, exported and lost so far."""
+    from agent.status_view import fetch, screen
+
+    address = resolve(arguments)["self.listen"]
+    while True:
+        shown = fetch(address)
+        if watch and not as_json and sys.stdout.isatty():
+            click.clear()
+        click.echo(json.dumps(shown, indent=None if watch else 2) if as_json else screen(shown), nl=as_json)
+        if not watch:
+            return
+        sys.stdout.flush()
+        time.sleep(WATCH_S)
 
 
 def survey(selection: Selection) -> tuple[list[dict[str, Any]], int]:
@@ -402,7 +433,7 @@ def plan(config: Config) -> list[str]:
         f"traces:    {', '.join(selectors) or 'nothing (give a selector such as --port 8080)'}",
         f"exports:   {', '.join(config['exporters'])}",
         f"keeps:     {sampler}{ratio}",
-        f"listens:   {config['self.listen'] or 'nowhere'} (/metrics, /healthz)",
+        f"listens:   {config['self.listen'] or 'nowhere'} (/metrics, /status, /healthz)",
         f"set:       {', '.join(changed) or 'nothing; all defaults'}",
     ]
 

@@ -100,14 +100,16 @@ OPTIONS: tuple[Option, ...] = (
     Option("select.container", "strs", (), "Trace processes by container id (a prefix will do).", flag="--container"),
     Option("select.all", bool, False, "Trace every process but the agent's own.", flag="--all"),
     # Kernel side.
+    Option("capture.backend", str, "auto", "Hooks: system calls (tracepoint), functions of the kernel (kprobe), or auto.", flag="--capture", choices=("auto", "tracepoint", "kprobe")),
     Option("capture.ring_bytes", int, 4 * MIB, "Size of the data ring: a power of two, at least a page.", minimum=4096),
     Option("capture.wake_bytes", int, 0, "Bytes waiting in the ring that wake the pipeline; 0: an eighth of the ring.", minimum=0),
     Option("capture.allowance_bytes", int, 64 * KIB, "Bytes copied at most per message; beyond, the first 256 and the last few of each call.", minimum=256),
     Option("capture.tail_bytes", int, 16, "Last bytes copied of a chunk that is not copied whole.", minimum=0, maximum=256),
     Option("capture.connections_max", int, 65536, "Connections the kernel side keeps at once.", minimum=16),
-    Option("capture.descriptors_max", int, 32768, "Descriptors the kernel side remembers (a cache).", minimum=64),
+    Option("capture.unix_connections_max", int, 16384, "The same for Unix sockets.", minimum=16),
     Option("capture.threads_max", int, 32768, "Threads the kernel side keeps at once.", minimum=64),
     Option("capture.processes_max", int, 8192, "Processes traced at once.", minimum=16),
+    Option("capture.shed", bool, True, "When the ring fills up, leave out whole connections, so that the others stay complete."),
     Option("capture.loader_python", str, "", "Python interpreter that has BCC; empty: found."),
     # Core.
     Option("core.connections_max", int, 65536, "Connections the core keeps at once; the longest idle one goes first.", minimum=16),
@@ -141,7 +143,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("export.shutdown_timeout_s", float, 5.0, "Time to send what is queued at the end.", minimum=0),
     Option("console.color", str, "auto", "Colours on the console.", choices=("auto", "always", "never")),
     # The agent itself.
-    Option("self.listen", str, "127.0.0.1:9465", "Address of /metrics and /healthz; empty: none."),
+    Option("self.listen", str, "127.0.0.1:9465", "Address of /metrics, /status and /healthz; empty: none."),
     Option("self.telemetry", bool, True, "Export the agent's own metrics as OTLP too."),
     Option("self.user", int, 65534, "User id of the pipeline, which holds no privilege.", minimum=1),
     Option("log.level", str, "info", "How much is said on standard error.", env=("OTEL_LOG_LEVEL",), choices=("error", "warn", "info", "debug")),

@@ -18,6 +18,8 @@ from typing import Any
 from agent.enrichment.process import (
     PROC,
     Process,
+    netns_of,
+    read_bytes,
     read_link,
     read_process,
     read_stat,
@@ -98,6 +100,32 @@ def sockets_held(tgid: int, wanted: Iterable[int], proc: Path = PROC) -> set[int
     return held
 
 
+def uses_io_uring(tgid: int, proc: Path = PROC) -> bool:
+    """Whether a process has a ring of io_uring open."""
+    try:
+        with os.scandir(f"{proc}/{tgid}/fd") as entries:
+            return any(read_link(entry.path) == "anon_inode:[io_uring]" for entry in entries)
+    except OSError:
+        return False
+
+
+def unix_sockets(tgids: Iterable[int], proc: Path = PROC) -> set[int]:
+    """Inodes of the Unix sockets in the network namespaces of some processes."""
+    inodes: set[int] = set()
+    seen: set[int] = set()
+    for tgid in tgids:
+        netns = netns_of(tgid, proc)
+        if netns in seen:
+            continue
+        seen.add(netns)
+        # `0000000000000000: 00000003 00000000 00000000 0001 03 12345 /run/path`
+        for line in read_bytes(f"{proc}/{tgid}/net/unix").splitlines()[1:]:
+            fields = line.split(None, 7)
+            if len(fields) > 6:
+                inodes.add(int(fields[6]))
+    return inodes
+
+
 def listening_ports(process: Process, proc: Path = PROC) -> list[int]:
     """The TCP ports that one process listens on, in rising order."""
     sockets = listening_sockets(process.tgid, proc)
@@ -167,13 +195,12 @@ class Selection:
     def matches(self, process: Process) -> str | None:
         """Why the process is traced ("--port 8080"), None if it is not. Reads the present, not the last scan.
 
-        For an exec: the record given replaces the one remembered.
+        For an exec. Only what is selected is remembered: of the others nobody says when they end.
         """
-        self._known[process.tgid] = process
-        self._selected.pop(process.tgid, None)
+        self.forget(process.tgid)
         if self.excluded(process):
             return None
-        selectors = self._by_record(process)
+        selectors = self._judge(process)
         if not selectors and self.ports and process.exe_name not in _SOCKET_HOLDERS:
             ports = set(listening_ports(process, self.proc)) & self.ports
             selectors = [f"--port {port}" for port in sorted(ports)]
@@ -181,11 +208,17 @@ class Selection:
         if selectors:
             self._selected[process.tgid] = selectors[0]
             return selectors[0]
-        ancestor, selector = self._selected_ancestor(process)
+        ancestor, selector = self._selected_ancestor(process, {})
         if not ancestor:
             return None
         self._selected[process.tgid] = selector
         return f"child of {ancestor} ({selector})"
+
+    def forget(self, tgid: int) -> None:
+        """The process has ended, or became another one: the next with this tgid is a stranger."""
+        self._known.pop(tgid, None)
+        self._verdicts.pop(tgid, None)
+        self._selected.pop(tgid, None)
 
     def why_not(self, process: Process) -> str:
         """Why the process is not traced, and what would select it."""
@@ -223,8 +256,8 @@ class Selection:
         found += [f"--exe {e.pattern}" for e in self.executables if e.matches(process)]
         return [*found, "--all"] if self.all else found
 
-    def _selected_ancestor(self, process: Process) -> tuple[int, str]:
-        """The nearest ancestor that is selected, with its selector; 0 if none.
+    def _selected_ancestor(self, process: Process, known: Mapping[int, Process]) -> tuple[int, str]:
+        """The nearest ancestor that is selected, with its selector; 0 if none. known: read just now.
 
         The kernel side follows the children of what is traced; those that exist already are found here.
         """
@@ -234,10 +267,10 @@ class Selection:
                 break
             if parent in self._selected:
                 return parent, self._selected[parent]
-            known = self._known.get(parent) or read_stat(parent, self.proc)
-            if known is None:
+            record = known.get(parent) or read_stat(parent, self.proc)
+            if record is None:
                 break
-            parent = known.ppid
+            parent = record.ppid
         return 0, ""
 
     # All processes.
@@ -281,7 +314,7 @@ class Selection:
         reasons = dict(selected)
         for process in candidates:
             if process.tgid not in selected:
-                ancestor, selector = self._selected_ancestor(process)
+                ancestor, selector = self._selected_ancestor(process, self._known)
                 if ancestor:
                     reasons[process.tgid] = f"child of {ancestor} ({selector})"
         return [(process, reasons[process.tgid]) for process in candidates if process.tgid in reasons]

@@ -21,7 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from agent import __version__
+from agent.backend import KPROBE_PMU, SYSCALL_EVENTS, choose
 from agent.errors import AgentError
+from agent.permissions import (
+    PARANOID_ANY,
+    holds,
+    lockdown,
+    missing_capabilities,
+    perf_event_paranoid,
+    read,
+)
 
 OK, INFO, WARN, FAIL = "ok", "info", "warn", "fail"
 KERNEL_LEAST = (5, 8)  # ring buffer, CAP_BPF
@@ -46,37 +55,24 @@ def package(debian: str, fedora: str) -> str:
 
 # Privileges, which `run` asks for as well.
 
-CAPABILITIES = {
-    "CAP_DAC_READ_SEARCH": 2,
-    "CAP_SETGID": 6,
-    "CAP_SETUID": 7,
-    "CAP_SYS_PTRACE": 19,
-    "CAP_SYS_ADMIN": 21,
-    "CAP_PERFMON": 38,
-    "CAP_BPF": 39,
-}
-# Each needs one of its capabilities.
-NEEDS = (
-    ("load programs", ("CAP_BPF", "CAP_SYS_ADMIN")),
-    ("attach to tracepoints", ("CAP_PERFMON", "CAP_SYS_ADMIN")),
-    ("read who a process is", ("CAP_SYS_PTRACE",)),
-    ("read tracefs and descriptors of others", ("CAP_DAC_READ_SEARCH", "CAP_DAC_OVERRIDE")),
-    ("give up the privileges of the pipeline", ("CAP_SETUID",)),
-    ("give up its groups", ("CAP_SETGID",)),
-)
-_NUMBERS = CAPABILITIES | {"CAP_DAC_OVERRIDE": 1}
+
+PID_NAMESPACE = "pid:[4026531836]"  # of the host: PROC_PID_INIT_INO of include/linux/proc_ns.h
+PID_NAMESPACE_HINT = "--pid=host for podman and docker, hostPID: true for Kubernetes"
 
 
-def missing_capabilities(root: Path = ROOT) -> list[str]:
-    """The capabilities that a run needs and this process does not have, in the order of NEEDS."""
-    match = re.search(r"^CapEff:\s*([0-9a-f]+)", _read(root / "proc/self/status"), re.MULTILINE)
-    held = int(match[1], 16) if match else 0
-    return [names[0] for _, names in NEEDS if not any(held >> _NUMBERS[name] & 1 for name in names)]
+def in_pid_namespace(root: Path = ROOT) -> bool:
+    """Whether we have other numbers for processes than the kernel programs: we would trace strangers."""
+    try:
+        return os.readlink(root / "proc/self/ns/pid") != PID_NAMESPACE
+    except OSError:
+        return False
 
 
 def check_privileges(root: Path = ROOT) -> Row:
     missing = missing_capabilities(root)
     who = f"uid {os.geteuid()}"
+    if in_pid_namespace(root):
+        return Row("privileges", FAIL, f"{who}, but not in the host's pid namespace", PID_NAMESPACE_HINT)
     if not missing:
         return Row("privileges", OK, f"{who}, every capability that is needed")
     return Row("privileges", FAIL, f"{who}, without {', '.join(missing)}", "run it with sudo")
@@ -115,8 +111,9 @@ def check_btf(root: Path = ROOT) -> Row:
     try:
         from agent import btf, loader
 
-        fields = loader.fields_read(loader.join_includes(loader.BPF_FOLDER / "agent.bpf.c"))
-        btf.offsets(fields, str(root / "sys/kernel/btf/vmlinux"))
+        text = loader.join_includes(loader.BPF_FOLDER / "agent.bpf.c")
+        fields, optional = loader.fields_read(text), loader.fields_optional(text)
+        btf.read(fields, optional, path=str(root / "sys/kernel/btf/vmlinux"))
     except AgentError as error:
         return Row("BTF", FAIL, error.message, error.hint)
     except (ImportError, OSError) as error:
@@ -129,19 +126,66 @@ def check_btf(root: Path = ROOT) -> Row:
     return Row("BTF", OK, f"present, with all {len(fields)} fields that the programs read")
 
 
+def tracefs_of(root: Path) -> Path | None:
+    """Where tracefs is mounted; raises PermissionError for who may not look."""
+    places = (root / "sys/kernel/tracing", root / "sys/kernel/debug/tracing")
+    return next((place for place in places if (place / "events").is_dir()), None)
+
+
 def check_tracefs(root: Path = ROOT) -> Row:
-    for place in ("sys/kernel/tracing", "sys/kernel/debug/tracing"):
-        events = root / place / "events"
-        try:
-            if (events / "syscalls").is_dir():
-                return Row("tracefs", OK, f"/{place}, with system call tracepoints")
-            if events.is_dir():
-                hint = "take a kernel with CONFIG_FTRACE_SYSCALLS=y"
-                return Row("tracefs", FAIL, f"/{place} has no system call tracepoints", hint)
-        except PermissionError:
-            return Row("tracefs", WARN, f"/{place} may not be read", "run doctor with sudo")
-    hint = "mount -t tracefs tracefs /sys/kernel/tracing (as root, a run does it itself)"
+    try:
+        place = tracefs_of(root)
+    except PermissionError:
+        return Row("tracefs", WARN, "/sys/kernel/tracing may not be read", "run doctor with sudo")
+    if place is not None:
+        return Row("tracefs", OK, f"/{place.relative_to(root)}")
+    hint = "a run mounts it for itself, with CAP_SYS_ADMIN; or mount -t tracefs tracefs /sys/kernel/tracing"
     return Row("tracefs", WARN, "not mounted at /sys/kernel/tracing", hint)
+
+
+# What sees the bytes.
+
+
+def check_syscall_tracepoints(root: Path = ROOT) -> Row:
+    name = "system call tracepoints"
+    try:
+        place = tracefs_of(root)
+    except PermissionError:
+        return Row(name, WARN, "tracefs may not be read", "run doctor with sudo")
+    if place is None:
+        return Row(
+            name, WARN, "not known: tracefs is not mounted", "mount -t tracefs tracefs /sys/kernel/tracing"
+        )
+    if (place / SYSCALL_EVENTS).exists():
+        return Row(name, OK, "in this kernel")
+    return Row(
+        name, WARN, "not in this kernel", "take a kernel with CONFIG_FTRACE_SYSCALLS=y; kprobes cost more"
+    )
+
+
+def check_kprobes(root: Path = ROOT) -> Row:
+    """The PMU, by which they are attached: that functions can be traced (ftrace) does not make kprobes."""
+    kind = read(root / KPROBE_PMU.relative_to("/")).strip()
+    if kind:
+        return Row("kprobes", OK, "in this kernel")
+    hint = "io_uring is seen with CONFIG_KPROBES=y and CONFIG_KPROBE_EVENTS=y only"
+    return Row("kprobes", INFO, "not in this kernel", hint)
+
+
+def check_capture(wanted: str, root: Path = ROOT) -> Row:
+    """What `auto`, or what is configured, comes to on this host, and what that sees."""
+    try:
+        place = tracefs_of(root)
+        if place is None:
+            hint = "mount -t tracefs tracefs /sys/kernel/tracing"
+            return Row("capture", WARN, f"{wanted}: not known, tracefs is not mounted", hint)
+        chosen = choose(wanted, place, root / KPROBE_PMU.relative_to("/"))
+    except PermissionError:
+        return Row("capture", WARN, f"{wanted}: not known, tracefs may not be read", "run doctor with sudo")
+    except AgentError as error:
+        return Row("capture", FAIL, error.message, error.hint)
+    means = "" if chosen.name == wanted else f" is {chosen.name} here"
+    return Row("capture", OK, f"{wanted}{means}: {chosen.sees}")
 
 
 BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
@@ -170,9 +214,7 @@ def check_bpf() -> Row:
 
 
 def check_lockdown(root: Path = ROOT) -> Row:
-    text = _read(root / "sys/kernel/security/lockdown")
-    match = re.search(r"\[(\w+)\]", text)
-    mode = match[1] if match else ""
+    mode = lockdown(root)
     if mode == "confidentiality":
         hint = "boot with lockdown=integrity or none: confidentiality forbids programs to read memory"
         return Row("lockdown", FAIL, mode, hint)
@@ -180,14 +222,16 @@ def check_lockdown(root: Path = ROOT) -> Row:
 
 
 def check_perf(root: Path = ROOT) -> Row:
-    text = _read(root / "proc/sys/kernel/perf_event_paranoid").strip()
-    if not text.lstrip("-").isdigit():
+    level = perf_event_paranoid(root)
+    if level is None:
         return Row("perf_event_paranoid", WARN, "no such setting", "take a kernel with CONFIG_PERF_EVENTS=y")
-    if int(text) >= 3 and "CAP_PERFMON" in missing_capabilities(root):
-        return Row(
-            "perf_event_paranoid", FAIL, text, "run it with sudo, or sysctl kernel.perf_event_paranoid=2"
-        )
-    return Row("perf_event_paranoid", OK, f"{text} (does not bind root)")
+    if level >= PARANOID_ANY and not holds("CAP_SYS_ADMIN", root):
+        if holds("CAP_PERFMON", root):
+            hint = "if attaching is refused: some distributions ask for CAP_SYS_ADMIN from 3 on; add it"
+            return Row("perf_event_paranoid", WARN, f"{level}, with CAP_PERFMON alone", hint)
+        hint = "run it with sudo, or sysctl kernel.perf_event_paranoid=2"
+        return Row("perf_event_paranoid", FAIL, str(level), hint)
+    return Row("perf_event_paranoid", OK, f"{level} (does not bind root)")
 
 
 def check_memlock(release: str = "") -> Row:
@@ -337,6 +381,9 @@ def diagnose(config: Mapping[str, Any], environ: Mapping[str, str], root: Path =
         ("bpf(2)", check_bpf),
         ("BTF", lambda: check_btf(root)),
         ("tracefs", lambda: check_tracefs(root)),
+        ("system call tracepoints", lambda: check_syscall_tracepoints(root)),
+        ("kprobes", lambda: check_kprobes(root)),
+        ("capture", lambda: check_capture(str(config["capture.backend"]), root)),
         ("lockdown", lambda: check_lockdown(root)),
         ("perf_event_paranoid", lambda: check_perf(root)),
         ("memlock", check_memlock),
@@ -361,10 +408,3 @@ def diagnose(config: Mapping[str, Any], environ: Mapping[str, str], root: Path =
 
 def failing(rows: Iterable[Row]) -> bool:
     return any(row.status == FAIL for row in rows)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

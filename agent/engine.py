@@ -17,7 +17,7 @@ from agent.spans import keys_of
 SPAN_ROW = dtype_of(ffi, "struct span_row")
 SERIES_ROW = dtype_of(ffi, "struct series_row")
 LEDGER_ROW = dtype_of(ffi, "struct ledger_row")
-LEDGER_CLASSES = ("parsed", "truncated", "lost", "unknown", "late", "encrypted")  # enum ledger_class
+LEDGER_CLASSES = ("parsed", "truncated", "lost", "unknown", "late", "encrypted", "shed")  # enum ledger_class
 assert len(LEDGER_CLASSES) == lib.LEDGER_CLASSES
 GAP_CAUSES = ("lost", "unhooked", "shed", "truncated", "invalid", "overlap")  # enum gap_cause
 assert len(GAP_CAUSES) == lib.GAP_CAUSES

@@ -15,12 +15,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
-from agent import __version__, messages
-from agent.discovery import Selection
+from agent import __version__, hooks, messages, self_test
+from agent.backend import Backend
+from agent.discovery import Selection, unix_sockets, uses_io_uring
 from agent.enrichment.process import (
     Host,
     Process,
@@ -54,9 +55,13 @@ class KernelSide(Protocol):
     maps: dict[str, int]
     refused: list[dict[str, str]]
     facts: dict[str, Any]
+    backend: Backend
 
     def attach(self) -> None: ...
-    def trace(self, tgid: int) -> None: ...
+    def trace(self, tgid: int, *, by_kprobe: bool = False) -> None: ...
+    def attach_kprobes(self) -> bool: ...
+    def forget_unix(self, alive: Callable[[], Container[int]]) -> int: ...
+    def shed_share(self) -> float: ...
     def select_port(self, port: int) -> None: ...
     def set_epoch(self, epoch: int) -> None: ...
     def process_events(self) -> Sequence[ProcessEvent]: ...
@@ -71,6 +76,7 @@ class Keeper:
     """One run: `run` returns the exit status.
 
     pipeline_command: what starts a pipeline, the two descriptors are appended; tests give their own.
+    test_capture: raises AgentError when what is attached reads this kernel wrong.
     """
 
     def __init__(
@@ -80,16 +86,19 @@ class Keeper:
         log: Log,
         load_kernel: Callable[[], KernelSide],
         pipeline_command: Sequence[str] = PIPELINE_COMMAND,
+        test_capture: Callable[[Any, Log], None] = self_test.run,
     ) -> None:
         self._options = options
         self._config_fd = config_fd
         self._log = log
         self._load_kernel = load_kernel
         self._pipeline_command = pipeline_command
+        self._test_capture = test_capture
         self._selection = Selection(options, own=(os.getpid(),))
         self._added = parse_attributes(options["resource.attributes"])
         self._host: Host = read_host()
         self._traced: dict[int, Attributes] = {}  # tgid -> its record, to send it again
+        self._unseen: set[int] = set()  # of these, who uses io_uring, which this kernel cannot show
         self._started_s = time.monotonic()
         self._process = OwnProcess()
         self._limit = RateLimit(10.0)
@@ -123,6 +132,8 @@ class Keeper:
         try:
             self._spawn()  # it imports while the kernel programs are compiled
             kernel = self._kernel = self._load_kernel()
+            kernel.attach()
+            self._test_capture(kernel, self._log)  # before anybody else reads the ring
             self._set_up_pipeline(kernel)
             self._begin_tracing(kernel)
             while self._status is None and not self._signals:
@@ -188,7 +199,6 @@ class Keeper:
     def _begin_tracing(self, kernel: KernelSide) -> None:
         for port in sorted(self._selection.ports):
             kernel.select_port(port)  # who begins to listen is traced before its first connection
-        kernel.attach()
         self._epoll.register(kernel.process_ring_fd, select.EPOLLIN)
         # A child that was forked between the look and the deed is found by the next look: from then on the
         # kernel side follows.
@@ -202,12 +212,26 @@ class Keeper:
         """The pipeline hears who it is before the first event of it can come."""
         self._tell(process.tgid, self._record(process))
         try:
-            kernel.trace(process.tgid)
+            kernel.trace(process.tgid, by_kprobe=self._needs_kprobes(kernel, process.tgid))
         except AgentError as error:
             if self._limit.allows("trace"):
                 self._log.warn(error.message, error.hint)
             return
         self._log.debug("traces", pid=process.tgid, exe=process.exe_name, because=reason)
+
+    def _needs_kprobes(self, kernel: KernelSide, tgid: int) -> bool:
+        """Whether a process moves bytes without system calls, and this kernel can show it all the same."""
+        if not uses_io_uring(tgid):
+            return False
+        if kernel.attach_kprobes():
+            return True
+        self._unseen.add(tgid)
+        if self._limit.allows("io_uring"):
+            self._log.warn(
+                f"pid {tgid} uses io_uring: what it moves that way is not seen on this kernel",
+                "a kernel with kprobes shows it (ebpf-otlp-tracer doctor)",
+            )
+        return False
 
     def _record(self, process: Process) -> dict[str, Any]:
         """The resource of a process; what is wrong with its own variables is said once for each process."""
@@ -228,7 +252,12 @@ class Keeper:
                 self._on_exit(event.tgid)
             elif event.kind == "fork":
                 self._on_fork(event)
-            elif event.kind == "listen" or event.traced or event.tgid in self._traced or self._by_program:
+            elif (
+                event.kind in ("listen", "io_uring")
+                or event.traced
+                or event.tgid in self._traced
+                or self._by_program
+            ):
                 self._look_at(kernel, event.tgid, event.traced)
 
     def _on_fork(self, event: ProcessEvent) -> None:
@@ -257,8 +286,10 @@ class Keeper:
             self._log.info(f"traces {process.exe_name}", pid=tgid, because=reason)
 
     def _on_exit(self, tgid: int) -> None:
+        self._unseen.discard(tgid)
         if self._traced.pop(tgid, None) is None:
             return
+        self._selection.forget(tgid)
         self._send("gone", tgid=tgid)
         if not self._traced and self._only_pids():
             self._log.info("every process that was selected has ended")
@@ -278,6 +309,7 @@ class Keeper:
         for tgid in list(self._traced):
             if not os.path.exists(f"/proc/{tgid}"):
                 self._on_exit(tgid)
+        kernel.forget_unix(lambda: unix_sockets(self._traced))
         lost = kernel.counters()["process_events_lost"]
         if lost != self._process_events_lost:
             self._process_events_lost = lost
@@ -317,6 +349,11 @@ class Keeper:
             earlier_ledger=self._ledger,
             started_s=self._started_s,
             host={"host.id": self._host.id, "host.name": self._host.name, "host.arch": self._host.arch},
+            capture={
+                "backend": kernel.backend.name,
+                "sees": kernel.backend.sees,
+                "off": hooks.switched_off(kernel.refused),
+            },
         )
 
     def _restart(self, kernel: KernelSide) -> None:
@@ -360,7 +397,7 @@ class Keeper:
                 self._on_ready(kernel)
             elif message.name == "stats":
                 self._spans, self._ledger = message.fields["spans"], message.fields["ledger"]
-                self._channel.offer("keeper", figures=self._figures())
+                self._channel.offer("keeper", figures=self._figures(kernel))
 
     def _on_ready(self, kernel: KernelSide) -> None:
         if self._is_ready:
@@ -372,7 +409,7 @@ class Keeper:
         ]
         if len(self._traced) > NAMED_MAX:
             names.append(f"{len(self._traced) - NAMED_MAX} more")
-        off = [f"{each['name']} is off: {each['reason']}" for each in kernel.refused]
+        off = [hooks.sentence(each) for each in hooks.switched_off(kernel.refused)]
         traced = f"tracing {', '.join(names)}" if names else "waiting for what is selected"
         self._log.info("; ".join([f"ready: {traced}", *off]), version=__version__)
 
@@ -424,13 +461,15 @@ class Keeper:
             self._child.kill()
             self._child.wait()
 
-    def _figures(self) -> dict[str, int | float]:
+    def _figures(self, kernel: KernelSide) -> dict[str, int | float]:
         """By the names of the group `keeper` of agent/self_metrics.py."""
         assert self._channel is not None
         return {
             **self._process.figures(),
             "processes": len(self._traced),
             "restarts": self._restarts,
+            "unseen": len(self._unseen),
+            "shed_share": kernel.shed_share(),
             "malformed": self._malformed + self._channel.malformed,
         }
 
@@ -445,7 +484,8 @@ class Keeper:
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             self._log.warn(
-                f"no /metrics on {address}: {reason}", "self.listen names another address, or none with ''"
+                f"no /metrics and no /status on {address}: {reason}",
+                "self.listen names another address, or none with ''",
             )
             return None
 

@@ -18,11 +18,12 @@ import os
 import re
 import select
 import shutil
+import signal
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,13 +31,17 @@ from types import TracebackType
 from typing import Any
 
 from agent import attach
+from agent.backend import Backend, choose
 from agent.errors import AgentError, PrivilegeError
+from agent.tracefs import tracefs
 
 LOADER = Path(__file__).with_name("loader.py")
 EVENTS_HEADER = Path(__file__).parent.parent / "bpf" / "events.h"
-FOLLOW_CHILDREN = 1  # enum traced_flags, bpf/maps.bpf.h
+FOLLOW_CHILDREN, BY_KPROBE = 1, 2  # enum traced_flags, bpf/maps.bpf.h
+KPROBES = ("kprobe", "kretprobe")
+SHED_ALL = 256  # bpf/chunk.bpf.h
 PROCESS_EVENT = struct.Struct("=BBHIIIQ16s")  # struct process_event
-KINDS = {16: "exec", 17: "fork", 18: "exit", 19: "listen"}
+KINDS = {16: "exec", 17: "fork", 18: "exit", 19: "listen", 20: "io_uring"}
 BUSY, DISCARDED = 1 << 31, 1 << 30  # in the length of a ring record
 LOAD_TIMEOUT_S = 120.0  # 2 s in practice, 20 s in an emulated machine
 KIB, MIB = 1024, 1024 * 1024
@@ -52,15 +57,17 @@ class Settings:
     allowance_bytes: int = 64 * KIB
     tail_bytes: int = 16
     connections_max: int = 65536
-    descriptors_max: int = 32768
+    unix_connections_max: int = 16384
     threads_max: int = 32768
     processes_max: int = 8192
     loader_python: str = ""
+    shed: bool = True
+    backend: str = "auto"  # one of agent.backend.CHOICES
 
 
 @dataclass(frozen=True)
 class ProcessEvent:
-    """A process began ("exec", "fork"), ended ("exit") or started to listen ("listen")."""
+    """A process began ("exec", "fork"), ended ("exit"), started to listen ("listen") or to use "io_uring"."""
 
     kind: str
     traced: bool  # in the filter already
@@ -78,15 +85,17 @@ def load(settings: Settings) -> Kernel:
     Tries the configured Python, or those where distributions install BCC, until one has it. Raises
     AgentError with the loader's words.
     """
+    backend = choose(settings.backend, tracefs())
+    config = {**asdict(settings), **asdict(backend)}
     answer: dict[str, Any] = {"error": "no Python interpreter was found", "hint": ""}
     for python in _interpreters(settings.loader_python):
-        answer, fds = _run_loader(python, settings)
+        answer, fds = _run_loader(python, config)
         if not answer.get("no_bcc"):
             break
     if "error" in answer:
         kind = PrivilegeError if answer.get("exit_code") == PrivilegeError.exit_code else AgentError
         raise kind(answer["error"], answer["hint"])
-    return Kernel(answer, fds)
+    return Kernel(answer, fds, backend)
 
 
 def _interpreters(configured: str) -> list[str]:
@@ -96,19 +105,25 @@ def _interpreters(configured: str) -> list[str]:
     return [path for path in dict.fromkeys(found) if path and os.access(path, os.X_OK)]
 
 
-def _run_loader(python: str, settings: Settings) -> tuple[dict[str, Any], list[int]]:
+def _run_loader(python: str, config: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
     ours, theirs = socket.socketpair()
     ours.settimeout(LOAD_TIMEOUT_S)
     command = [python, "-E", str(LOADER), "--socket-fd", str(theirs.fileno())]
     with ours, subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL) as loader:
         theirs.close()
         try:
-            ours.sendall(json.dumps(asdict(settings)).encode() + b"\n")
+            ours.sendall(json.dumps(config).encode() + b"\n")
             size = struct.unpack("!I", _receive(ours, 4))[0]
             answer = json.loads(_receive(ours, size))
             count = 0 if "error" in answer else len(answer["programs"]) + len(answer["maps"])
             return answer, _receive_fds(ours, count)
         except (OSError, EOFError) as error:
+            with suppress(subprocess.TimeoutExpired):
+                if loader.wait(1.0) == -signal.SIGKILL:
+                    raise AgentError(
+                        f"the loader ({python}) was killed, which the kernel does when memory is short",
+                        "compiling takes 150 MiB for a second: give the agent's control group more memory",
+                    ) from error
             loader.kill()
             hint = "what it wrote on standard error says more; capture.loader_python names another Python"
             raise AgentError(f"the loader ({python}) ended without an answer: {error}", hint) from error
@@ -139,11 +154,12 @@ class Kernel:
     """Programs and maps of the kernel side, held by descriptors.
 
     maps: name -> descriptor. refused: what the verifier, or this kernel, would not have: name and reason.
-    facts: the loader's answer (constants, times, kernel).
+    facts: the loader's answer (constants, times, kernel). backend: which hooks see the bytes.
     """
 
-    def __init__(self, facts: dict[str, Any], fds: list[int]) -> None:
+    def __init__(self, facts: dict[str, Any], fds: list[int], backend: Backend) -> None:
         self.facts = facts
+        self.backend = backend
         self.refused: list[dict[str, str]] = list(facts["refused"])
         programs = facts["programs"]
         self._programs = list(zip(programs, fds[: len(programs)], strict=True))
@@ -152,25 +168,42 @@ class Kernel:
         self._attachments = attach.Attachments()
         self._cpus = facts["constants"]["CPUS"]
         self._counter_names = counter_names()
+        self._unix_begun = 0
         stride = 8 * len(self._counter_names)
         self._counters = mmap.mmap(self.maps["counters"], stride * self._cpus, prot=mmap.PROT_READ)
         self._control = mmap.mmap(self.maps["control"], mmap.PAGESIZE)
         self._process_ring = Ring(self.maps["process_events"], facts["process_ring_bytes"])
 
     def attach(self) -> None:
-        """Attaches every program. The descriptors of the programs are closed: the attachments hold them."""
-        for program, fd in self._programs:
-            self._attachments.add(fd, program["kind"], program["targets"])
-            os.close(fd)
-        self._programs = []
-        self.refused += self._attachments.refused
+        """Attaches every program, but for the kprobes that only some processes need."""
+        self._attach(lambda kind: kind not in KPROBES or self.backend.kprobes_for_all)
 
-    def trace(self, tgid: int, follow_children: bool = True) -> None:
-        """Traces a process from now on, and what it forks from now on. Again: no harm."""
-        generation = int.from_bytes(os.urandom(4), "little")
-        value = struct.pack("=II", generation, FOLLOW_CHILDREN if follow_children else 0)
+    def attach_kprobes(self) -> bool:
+        """Attaches what sees processes that use io_uring. False: this kernel cannot. Again: no harm."""
+        self._attach(lambda kind: kind in KPROBES)
+        return self.backend.kprobes
+
+    def _attach(self, now: Callable[[str], bool]) -> None:
+        """The descriptors of the programs are closed: the attachments hold them."""
+        wait = []
+        for program, fd in self._programs:
+            if not now(program["kind"]):
+                wait.append((program, fd))
+                continue
+            self._attachments.add(fd, program["kind"], program["targets"], program.get("optional", ()))
+            os.close(fd)
+        self._programs = wait
+        self.refused += self._attachments.refused
+        self._attachments.refused = []
+
+    def trace(self, tgid: int, follow_children: bool = True, by_kprobe: bool = False) -> None:
+        """Traces a process from now on, and what it forks from now on. Again: no harm.
+
+        by_kprobe: its system calls are passed over, the kernel's functions see it (attach_kprobes).
+        """
+        flags = (FOLLOW_CHILDREN if follow_children else 0) | (BY_KPROBE if by_kprobe else 0)
         try:
-            self._update("traced", struct.pack("=I", tgid), value)
+            self._update("traced", struct.pack("=I", tgid), struct.pack("=I", flags))
         except OSError as error:
             hint = "raise capture.processes_max"
             raise AgentError(f"cannot trace process {tgid}: {error.strerror}", hint) from error
@@ -182,7 +215,7 @@ class Kernel:
     def is_traced(self, tgid: int) -> bool:
         """Whether the kernel side takes this process's system calls."""
         key = ctypes.create_string_buffer(struct.pack("=I", tgid), 4)
-        value = ctypes.create_string_buffer(8)
+        value = ctypes.create_string_buffer(4)
         pointers = (ctypes.addressof(key), ctypes.addressof(value), 0)
         try:
             attach.bpf(attach.BPF_MAP_LOOKUP_ELEM, struct.pack("=IxxxxQQQ", self.maps["traced"], *pointers))
@@ -214,6 +247,43 @@ class Kernel:
         """A pipeline starts: connections are announced again. Epochs go up from 0."""
         self._control[0:4] = struct.pack("=I", epoch)
 
+    def shed_share(self) -> float:
+        """The share of connections that is left out now, under pressure: 0 to 1."""
+        return float(struct.unpack_from("=I", self._control, 12)[0]) / SHED_ALL
+
+    def forget_unix(self, alive: Callable[[], Container[int]]) -> int:
+        """Takes away connections of Unix sockets that ended unseen, as a killed process's do: how many.
+
+        alive: the inodes of all such sockets; asked for only when there were new ones since last time.
+        """
+        begun = self.counters()["unix_connections"]
+        if begun == self._unix_begun:
+            return 0
+        self._unix_begun = begun
+        entries = list(self._entries("unix_connections"))
+        inodes = alive()
+        gone = [key for key, value in entries if struct.unpack_from("=Q", value, 8)[0] not in inodes]
+        for key in gone:
+            self._delete("unix_connections", key)
+        return len(gone)
+
+    def _entries(self, name: str) -> Iterator[tuple[bytes, bytes]]:
+        """Keys (8 bytes) and values of a hash map; if it changes meanwhile not all of them, or one twice."""
+        fd = self.maps[name]
+        facts = dict(line.split(":") for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
+        key, value = ctypes.create_string_buffer(8), ctypes.create_string_buffer(int(facts["value_size"]))
+        here, there = ctypes.addressof(key), ctypes.addressof(value)
+        before = 0
+        for _ in range(2 * int(facts["max_entries"])):
+            try:
+                attach.bpf(attach.BPF_MAP_GET_NEXT_KEY, struct.pack("=IxxxxQQQ", fd, before, here, 0))
+            except FileNotFoundError:
+                return
+            before = here
+            with suppress(FileNotFoundError):
+                attach.bpf(attach.BPF_MAP_LOOKUP_ELEM, struct.pack("=IxxxxQQQ", fd, here, there, 0))
+                yield key.raw, value.raw
+
     def pause(self, paused: bool) -> None:
         """Paused, nothing is looked at; what moved meanwhile shows as a gap (gap_bytes)."""
         self._control[4:8] = struct.pack("=I", paused)
@@ -224,6 +294,11 @@ class Kernel:
         values = struct.unpack(f"={len(names) * self._cpus}Q", self._counters[:])
         sums = (sum(values[i :: len(names)]) & (1 << 64) - 1 for i in range(len(names)))
         return {name: value for name, value in zip(names, sums, strict=True) if name}
+
+    def reset_counters(self) -> None:
+        """All to zero, while nothing is traced."""
+        for cpu in range(self._cpus):
+            self._update("counters", struct.pack("=I", cpu), bytes(8 * len(self._counter_names)))
 
     def close(self) -> None:
         """Detaches everything and lets go of all maps. A second call does nothing."""

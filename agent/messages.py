@@ -59,6 +59,18 @@ def _is_attributes(value: Any) -> bool:
     )
 
 
+def _is_capture(value: Any) -> bool:
+    """{"backend", "sees", "off": [{"name", "reason", "unseen"}]}: agent/backend.py, agent/hooks.py."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"backend", "sees", "off"}
+        and _is_text(value["backend"])
+        and _is_text(value["sees"])
+        and isinstance(value["off"], list)
+        and all(isinstance(each, dict) and all(map(_is_text, each.values())) for each in value["off"])
+    )
+
+
 class MessageType(NamedTuple):
     direction: Direction
     fields: dict[str, Callable[[Any], bool]]
@@ -66,7 +78,8 @@ class MessageType(NamedTuple):
 
 MESSAGES: dict[str, MessageType] = {
     # `descriptors` names what rides along, in order: ring, demands, counters, listener.
-    # earlier: the last "stats" of the pipelines before; started_s: monotonic time of the keeper's start.
+    # earlier: the last "stats" of the pipelines before; started_s: monotonic time of the keeper's start;
+    # capture: by which hooks, and which of them are missing.
     "setup": MessageType(
         "to_pipeline",
         {
@@ -76,6 +89,7 @@ MESSAGES: dict[str, MessageType] = {
             "earlier_ledger": _is_counts,
             "started_s": _is_number,
             "host": _is_attributes,
+            "capture": _is_capture,
         },
     ),
     # Who a process is, before it is traced; a second one replaces the first (exec).

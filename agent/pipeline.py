@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import os
 import select
 import signal
@@ -40,14 +41,15 @@ from agent.own_process import OwnProcess
 from agent.resources import ResourceTable, agent_resource
 from agent.self_metrics import Ledger, Sample, all_samples, otlp_metrics, prometheus_text
 from agent.spans import MetricBatch, SpanBatch
-from agent.status import StatusServer
-from agent.summary import summary
+from agent.status import AGENT, StatusServer
+from agent.summary import figures, summary
 
 HELD_WAIT_MIN_S = 0.02  # under load something is always held: not a poll for each of them
 THREAD_STACK_BYTES = 256 * 1024
 TICK_S = 0.25
 STATS_S = 1.0
 DRAIN_ROUNDS_MAX = 1000  # of a full batch each; the kernel side is detached by then
+RECORD_WAIT_S = 0.1  # once for a process that nobody tells of; the keeper needs a millisecond, or its turn
 
 
 class Pipeline:
@@ -85,10 +87,18 @@ class Pipeline:
         now = time.monotonic()
         self._next_spans, self._next_metrics = now, now + self._metrics_s
         self._next_tick = self._next_stats = now
+        self._records = select.epoll()
+        self._records.register(channel, select.EPOLLIN)
         self._epoll = select.epoll()
         self._epoll.register(ring, select.EPOLLIN | select.EPOLLET)  # once per wake-up of the kernel side
         self._epoll.register(channel, select.EPOLLIN)
-        pages = {"/metrics": self._metrics_page, "/healthz": lambda: ("text/plain", "ok\n")}
+        self._capture: Mapping[str, Any] = setup["capture"]
+        self._pids = {"keeper": os.getppid(), "pipeline": os.getpid()}
+        pages = {
+            "/metrics": self._metrics_page,
+            "/status": self._status_page,
+            "/healthz": lambda: ("text/plain", "ok\n"),
+        }
         self._status = StatusServer(listener, self._epoll, pages) if listener else None
 
     def run(self) -> None:
@@ -126,6 +136,7 @@ class Pipeline:
         rows, arena = self.engine.take_spans()
         if len(rows) == 0:
             return 0
+        self._await_records(rows["tgid"])
         resources, index = self.resources.of_rows(rows["tgid"])
         batch = SpanBatch(rows, arena, resources, index, self.clock.offset_ns(), self.engine.keys)
         for resource, count in zip(resources, np.bincount(index).tolist(), strict=True):
@@ -134,6 +145,15 @@ class Pipeline:
             exporter.export_spans(batch)
         self._counts["batches"] += 1
         return len(rows)
+
+    def _await_records(self, tgids: np.ndarray) -> None:
+        """The kernel side follows a child, or who listens on a port, by itself: the first request may be
+        answered before the keeper has said who that is."""
+        deadline = time.monotonic() + RECORD_WAIT_S
+        while self.stop_timeout_s is None and self.resources.lacks(tgids):
+            if not self._records.poll(max(0.0, deadline - time.monotonic())):
+                return
+            self.read_messages()
 
     def export_metrics(self) -> None:
         """Every series and the agent's own figures; then forgets processes that ended."""
@@ -204,6 +224,18 @@ class Pipeline:
     def _metrics_page(self) -> tuple[str, str]:
         return "text/plain; version=0.0.4; charset=utf-8", prometheus_text(self.samples())
 
+    def _status_page(self) -> tuple[str, str]:
+        """What `ebpf-otlp-tracer status` shows (agent/status_view.py)."""
+        shed_share = self._keeper_figures.get("shed_share", 0.0)
+        shown = {
+            "agent": AGENT,
+            "version": __version__,
+            "pids": self._pids,
+            "capture": {**self._capture, "shed_share": shed_share},
+            **figures(self.samples(), time.monotonic() - self._started_s),
+        }
+        return "application/json", json.dumps(shown) + "\n"
+
     def _wait_s(self) -> float:
         held_s = self.engine.held_s
         return min(self._poll_s, max(held_s, HELD_WAIT_MIN_S)) if held_s > 0 else self._poll_s
@@ -247,6 +279,10 @@ def main(arguments: Sequence[str]) -> int:
     except AgentError as error:
         log.error(error.message, error.hint)
         return error.exit_code
+    except MemoryError as error:
+        what = f"the pipeline has no memory for its tables: {error}"
+        log.error(what, "lower capture.processes_max, core.connections_max or core.batch_spans_max")
+        return 1
     except OSError as error:
         log.error(f"the pipeline cannot start: {error.strerror or error}", "ebpf-otlp-tracer doctor")
         return 1

@@ -42,6 +42,10 @@ class ResourceTable:
                 self._ended[tgid] = False
         return resource
 
+    def lacks(self, tgids: np.ndarray) -> bool:
+        """Whether there is one among them of which nothing is known."""
+        return any(tgid not in self._by_tgid for tgid in np.unique(tgids).tolist())
+
     def of_rows(self, tgids: np.ndarray) -> tuple[list[Resource], np.ndarray]:
         """The distinct resources, and for each row its index among them, int32 of the same shape."""
         distinct, index = np.unique(tgids, return_inverse=True)

@@ -61,17 +61,18 @@ FIGURES: tuple[Figure, ...] = (
     Figure(OWN + "kernel.encrypted.bytes", "By", "sum", "Their bytes.", "kernel.encrypted_bytes"),
     Figure(OWN + "kernel.unsent.chunks", "{chunk}", "sum", "Chunks that the full ring refused.", "kernel.unsent_chunks"),
     Figure(OWN + "kernel.unsent.bytes", "By", "sum", "Their bytes.", "kernel.unsent_bytes"),
-    Figure(OWN + "kernel.shed.chunks", "{chunk}", "sum", "Chunks of connections that were left out under pressure.", "kernel.shed_chunks"),
+    Figure(OWN + "kernel.shed.chunks", "{chunk}", "sum", "Chunks left out under pressure, by whole connections.", "kernel.shed_chunks"),
     Figure(OWN + "kernel.shed.bytes", "By", "sum", "Their bytes.", "kernel.shed_bytes"),
     Figure(OWN + "kernel.unsent.events", "{event}", "sum", "Open, fin and close records that the full ring refused.", "kernel.unsent_events"),
     Figure(OWN + "kernel.captured.bytes", "By", "sum", "Payload copied into the ring.", "kernel.captured_bytes"),
     Figure(OWN + "kernel.gap.bytes", "By", "sum", "Bytes moved by calls that are not hooked.", "kernel.gap_bytes"),
     Figure(OWN + "kernel.overlaps", "{chunk}", "sum", "Chunks whose position is a guess: two threads at once.", "kernel.overlaps"),
     Figure(OWN + "kernel.connections", "{connection}", "sum", "Sockets first seen.", "kernel.connections"),
-    Figure(OWN + "kernel.connections.refused", "{connection}", "sum", "Sockets not traced: capture.connections_max.", "kernel.connections_refused"),
+    Figure(OWN + "kernel.unix_connections", "{connection}", "sum", "Of these, Unix sockets.", "kernel.unix_connections"),
+    Figure(OWN + "kernel.connections.refused", "{connection}", "sum", "Sockets not traced: capture.connections_max, capture.unix_connections_max.", "kernel.connections_refused"),
+    Figure(OWN + "kernel.ends.missed", "{connection}", "sum", "Sockets whose end showed only by the next one at their address.", "kernel.ends_missed"),
     Figure(OWN + "kernel.threads.refused", "{call}", "sum", "Sends timed at their exit: capture.threads_max.", "kernel.threads_refused"),
     Figure(OWN + "kernel.faults", "{chunk}", "sum", "Chunks whose memory could not be read.", "kernel.faults"),
-    Figure(OWN + "kernel.walks", "{walk}", "sum", "Descriptors followed to their socket.", "kernel.walks"),
     Figure(OWN + "kernel.process_events.lost", "{event}", "sum", "Process events that the full process ring refused.", "kernel.process_events_lost"),
     # The core.
     Figure(OWN + "core.events", "{event}", "sum", "Records read from the ring.", "core.events"),
@@ -104,6 +105,8 @@ FIGURES: tuple[Figure, ...] = (
     Figure(OWN + "process.memory.private", "By", "updown", "Private memory, by process of the agent.", "process.private_bytes"),
     Figure(OWN + "uptime", "s", "gauge", "Time since the keeper started.", "keeper.uptime_s"),
     Figure(OWN + "processes", "{process}", "updown", "Processes traced now.", "keeper.processes"),
+    Figure(OWN + "processes.unseen", "{process}", "updown", "Of these, those that use io_uring, which this kernel cannot show.", "keeper.unseen"),
+    Figure(OWN + "shed.share", "1", "gauge", "Share of connections that is left out now, under pressure: to correct rates by.", "keeper.shed_share"),
     Figure(OWN + "pipeline.restarts", "{restart}", "sum", "Pipelines started after the first one ended.", "keeper.restarts"),
     Figure(OWN + "messages.malformed", "{message}", "sum", "Messages of the pipeline that the keeper refused.", "keeper.malformed"),
     Figure(OWN + "messages.refused", "{message}", "sum", "Messages to the keeper that found no room.", "pipeline.messages_refused"),
@@ -133,7 +136,7 @@ class Sample(NamedTuple):
 class Ledger:
     """The completeness ledger by service, over all processes there ever were."""
 
-    CLASSES = ("parsed", "truncated", "lost", "unknown", "late", "encrypted")  # enum ledger_class
+    CLASSES = ("parsed", "truncated", "lost", "unknown", "late", "encrypted", "shed")  # enum ledger_class
     PLAIN = ("spans", "requests", "orphans")
     GAPS = ("lost", "unhooked", "shed", "truncated", "invalid", "overlap")  # enum gap_cause
 
@@ -192,7 +195,7 @@ KERNEL_CLASSES = {
     "unknown": "unknown",
     "encrypted": "encrypted",
     "unsent": "lost",
-    "shed": "lost",
+    "shed": "shed",
 }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/metrics and /healthz on the loopback: the least of HTTP/1.1, inside the pipeline's own loop.
+"""/metrics, /status and /healthz on the loopback: the least of HTTP/1.1, inside the pipeline's own loop.
 
 No thread, as the core may be asked by one thread only. A few connections at once, one request each, with
 a time limit: who is slow or says nothing cannot hold anything up.
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+AGENT = "ebpf-otlp-tracer"  # how /status says whose page it is
 CONNECTIONS_MAX = 8
 REQUEST_MAX = 8192
 TIMEOUT_S = 5.0
@@ -125,10 +126,15 @@ class StatusServer:
 
 
 def listen(address: str) -> socket.socket:
-    """A listening socket at HOST:PORT, [IPV6]:PORT or :PORT (loopback). Raises OSError or ValueError."""
+    """A listening socket at an address as of `parse_address`. Raises OSError or ValueError."""
+    host, port = parse_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=CONNECTIONS_MAX)
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """HOST:PORT, [IPV6]:PORT or :PORT (loopback). Raises ValueError."""
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdecimal():
         raise ValueError(f"self.listen {address!r} is not HOST:PORT")
-    host = host.strip("[]") or "127.0.0.1"
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, int(port)), family=family, backlog=CONNECTIONS_MAX)
+    return host.strip("[]") or "127.0.0.1", int(port)

@@ -9,6 +9,8 @@ import sys
 NAMES = {
     "demo": "nginx before a Python service, traced live, every request accounted for",
     "cost": "what the agent costs nginx and the machine, against the goals",
+    "bystander": "what the agent costs processes that it does not trace",
+    "scale": "50,000 open connections, and thousands of new ones each second on top",
     "compare": "a Python service bare, with OpenTelemetry's auto-instrumentation, and with the agent",
 }
 

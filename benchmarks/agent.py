@@ -22,11 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from benchmarks.patience import patience
 from benchmarks.processes import Child, ProcessError, free_port
 
 READY = re.compile(r"\bready\b")
-READY_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 20.0  # export.shutdown_timeout_s, and time to detach
+READY_TIMEOUT_S = patience(30.0)
+STOP_TIMEOUT_S = patience(20.0)  # export.shutdown_timeout_s, and time to detach
 
 # Names of the self-metrics (agent/self_metrics.py), as /metrics shows them.
 CHUNKS = "ebpf_otlp_tracer_chunks_total"  # by class: where each chunk of the ledger went
@@ -147,7 +148,7 @@ class Agent:
     def counters(self) -> Counters:
         """Its /metrics, now. Empty when it does not answer."""
         try:
-            with urllib.request.urlopen(f"http://{self._listen}/metrics", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{self._listen}/metrics", timeout=patience(5)) as answer:
                 return parse_metrics(answer.read().decode())
         except OSError:
             return Counters([])

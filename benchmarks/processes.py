@@ -17,8 +17,10 @@ from typing import IO
 
 import psutil
 
-START_TIMEOUT_S = 10.0
-STOP_TIMEOUT_S = 5.0
+from benchmarks.patience import patience
+
+START_TIMEOUT_S = patience(10.0)
+STOP_TIMEOUT_S = patience(5.0)
 
 
 class ProcessError(RuntimeError):
@@ -40,6 +42,7 @@ class Child:
         log: Path,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
         stdout: int | IO[bytes] | None = None,
         stderr: int | None = None,
         cpus: Sequence[int] = (),
@@ -53,7 +56,7 @@ class Child:
         with log.open("ab") as log_file:
             self.process = subprocess.Popen(
                 [*prefix, *map(str, command)],
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=log_file if stdout is None else stdout,
                 stderr=log_file if stderr is None else stderr,
                 env={**os.environ, **(env or {})},
@@ -107,8 +110,10 @@ class Child:
         # Descendants that outlived it, and still are the processes we saw (psutil compares start times).
         for pid in family[1:]:
             _end(pid, self.process.pid)
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
         return int(self.process.returncode)
 
     def _tail(self) -> str:

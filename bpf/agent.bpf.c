@@ -9,12 +9,19 @@
 
 #include "kernel.bpf.h"
 #include "maps.bpf.h"
+#include "socket.bpf.h"
 #include "filter.bpf.h"
 #include "emit.bpf.h"
 #include "connection.bpf.h"
 #include "capture.bpf.h"
 #include "chunk.bpf.h"
 
+#include "tails.bpf.c"
+#if CAPTURE_SYSCALLS
 #include "syscalls.bpf.c"
+#endif
+#if CAPTURE_KPROBES
+#include "kprobes.bpf.c"
+#endif
 #include "sockets.bpf.c"
 #include "processes.bpf.c"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* One system call that moved bytes: whose they are, what is wanted of them, what is sent, and the counts
+/* One call that moved bytes: whose they are, what is wanted of them, what is sent, and the counts
  * that account for every one of them (struct kernel_counters). */
 #pragma once
 
@@ -15,7 +15,7 @@ enum { CAPTURE_MAX = SEGMENTS_MAX * HEAD_MAX, FRAMING_BYTES = 256 };
         (counts)->account##_bytes += (bytes_now);                                                      \
     } while (0)
 
-/* What is copied under pressure: less of each chunk when the ring is half full, little but message starts
+/* Pressure, first step: less of each chunk is copied when the ring is half full, little but message starts
  * when it is three quarters full. The framing goes on by positions; what is lost is detail. */
 INLINE uint32_t under_pressure(uint32_t head, uint64_t fill, bool is_start)
 {
@@ -26,27 +26,57 @@ INLINE uint32_t under_pressure(uint32_t head, uint64_t fill, bool is_start)
     return head;
 }
 
+/* Second step: connections are left out as wholes, chosen by their number, so that what is kept is complete;
+ * a ring that refuses at random spoils them all. The level goes up while the ring is three quarters
+ * full, and down slowly while it is nearly empty: a connection changes sides seldom. */
+enum { SHED_ALL = 256, SHED_MOST = 240, SHED_FIRST = 16, SHED_UP_NS = 5000000, SHED_DOWN_NS = 100000000 };
+
+INLINE void shed_adapt(struct control *shared, uint64_t fill, uint64_t now_ns)
+{
+    uint32_t level = shared->shed_level;
+    uint64_t since_ns = now_ns - shared->shed_changed_ktime;
+    if (fill > EVENTS_BYTES / 4 * 3 && since_ns > SHED_UP_NS)
+        level = least(level + most((SHED_ALL - level) / 4, SHED_FIRST), SHED_MOST);
+    else if (level && fill < EVENTS_BYTES / 4 && since_ns > SHED_DOWN_NS)
+        level -= least(level, most(level / 8, 4));
+    else
+        return;
+    shared->shed_changed_ktime = now_ns;
+    shared->shed_level = level;
+}
+
+/* The number's bits are mixed, by the golden ratio: neighbours are told apart. */
+INLINE bool is_shed(const struct control *shared, uint64_t conn_id)
+{
+    return conn_id * 0x9e3779b97f4a7c15ULL >> 56 < shared->shed_level;
+}
+
 /* When the bytes moved: a request begins with the entry of its send, and has arrived with the exit of its
  * receive. */
 INLINE uint64_t time_of(const struct call *call, uint32_t direction)
 {
-    uint64_t *entered = NULL;
+    if (call->ktime_ns)
+        return call->ktime_ns;
+    uint64_t ktime_ns = 0;
+#if CAPTURE_SYSCALLS
     if (direction == DIRECTION_OUT) {
         uint32_t tid = call->tid;
-        entered = threads.lookup(&tid);
+        uint64_t *entered = threads.lookup(&tid);
+        if (entered) {
+            ktime_ns = *entered;
+            *entered = 0; /* told: should a hook be missed, the next call must not get this time */
+        }
     }
-    uint64_t ktime_ns = entered ? *entered : 0;
-    if (entered)
-        *entered = 0; /* told: should a hook be missed, the next call must not get this time */
+#endif
     return ktime_ns ? ktime_ns : bpf_ktime_get_ns();
 }
 
 /* A receive of nothing: the end of the file, a reset, or a call that asked for nothing. */
-INLINE void received_end(struct connection *connection, uint64_t sk, const struct call *call)
+INLINE void received_end(struct connection *connection, const struct call *call)
 {
     if (call->reset)
         connection->reset = 1;
-    else if (!(READ(uint8_t, sk, sock, sk_shutdown) & RCV_SHUTDOWN_))
+    else if (!(READ(uint8_t, call->sk, sock, sk_shutdown) & RCV_SHUTDOWN_))
         return;
     emit_fin(connection, DIRECTION_IN);
 }
@@ -66,38 +96,67 @@ INLINE enum verdict classify_so_far(struct stream *stream, struct work *work, ui
     return verdict;
 }
 
-/* The chunk's way, once per call: skip what nobody wants, know the protocol, copy up to the allowance. */
-INLINE void chunk(const struct traced_process *process, const struct call *call, uint32_t direction)
+/* The ring refused the chunk behind its first `sent` bytes. A chunk whose first record came is a chunk that
+ * came, maybe not whole: the core counts it so too. The first record carries what was quiet before it. */
+INLINE void chunk_unsent(struct work *work, struct kernel_counters *counts, uint32_t sent)
 {
-    int cpu = bpf_get_smp_processor_id(), zero = 0;
-    const struct control *shared = control.lookup(&zero);
-    struct kernel_counters *counts = counters.lookup(&cpu);
-    struct work *work = works.lookup(&cpu);
-    if (!shared || !counts || !work || shared->paused)
+    uint64_t sk = work->call.sk;
+    uint32_t missing = work->call.size - sent;
+    counts->sent_bytes += sent;
+    counts->unsent_bytes += missing;
+    if (sent)
+        counts->sent_chunks++;
+    else
+        counts->unsent_chunks++;
+    struct connection *connection = connections.lookup(&sk);
+    if (!connection)
+        connection = unix_connections.lookup(&sk);
+    if (!connection)
         return;
+    struct stream *stream = &connection->streams[work->call.direction & 1];
+    stream->unsent_chunks++;
+    stream->unsent_bytes += missing;
+    if (sent)
+        return;
+    stream->quiet_chunks += work->chunk.quiet_chunks;
+    stream->quiet_bytes += work->chunk.quiet_bytes;
+}
+
+/* The way of the call in `work`: skip what nobody wants, know the protocol, copy up to the allowance. True: a
+ * record is to be sent. */
+INLINE bool chunk(struct work *work, struct control *shared, struct kernel_counters *counts)
+{
+    const struct call *call = &work->call;
+    uint32_t direction = call->direction & 1;
     uint32_t size = call->size;
-    bool refused = false;
-    uint64_t sk = 0;
-    struct connection *connection = connection_of(process, call, direction, &sk, &refused, work, counts);
-    if (!connection) {
-        if (!refused || !size)
-            return;
-        counts->chunks++;
-        counts->bytes += size;
-        COUNT(counts, unsent, size);
-        return;
-    }
+    enum finding finding;
+    struct connection *connection = connection_of(call, direction, &finding, work, counts);
     if (!size) {
-        received_end(connection, sk, call);
-        return;
+        if (connection)
+            received_end(connection, call);
+        return false;
+    }
+    if (finding == NOT_TRACED)
+        return false;
+    counts->bytes += size;
+    if (finding == DATAGRAMS) {
+        /* No protocol of ours is spoken over UDP yet: datagrams are counted. */
+        uint32_t datagrams = call->messages ? call->datagrams : 1;
+        counts->chunks += datagrams;
+        counts->unknown_chunks += datagrams;
+        counts->unknown_bytes += size;
+        return false;
+    }
+    counts->chunks++;
+    if (!connection) {
+        COUNT(counts, unsent, size);
+        return false;
     }
     struct stream *stream = &connection->streams[direction];
     uint8_t flags = 0;
-    uint64_t pos = stream_advance(connection, sk, direction, size, &flags, counts);
-    counts->chunks++;
-    counts->bytes += size;
+    uint64_t pos = stream_advance(connection, work, direction, &flags, counts);
     stream->chunks++;
-    stream->bytes += size;
+    __sync_fetch_and_add(&stream->bytes, size);
 
     /* What the core has asked for. */
     int slot = connection->conn_id % DEMAND_SLOTS;
@@ -117,17 +176,27 @@ INLINE void chunk(const struct traced_process *process, const struct call *call,
     uint8_t protocol = connection->protocol;
     if (protocol == PROTOCOL_ENCRYPTED) {
         COUNT(counts, encrypted, size);
-        return;
+        return false;
     }
     if (protocol == PROTOCOL_UNKNOWN || (quiet && protocol == PROTOCOL_UNDECIDED)) {
         COUNT(counts, unknown, size);
-        return;
+        return false;
     }
     if (quiet) {
         COUNT(counts, quiet, size);
         stream->quiet_chunks++;
         stream->quiet_bytes += size;
-        return;
+        return false;
+    }
+    work->fill = ring_fill();
+    if (SHED && (work->fill > EVENTS_BYTES / 4 * 3 || shared->shed_level)) {
+        shed_adapt(shared, work->fill, bpf_ktime_get_ns());
+        if (is_shed(shared, connection->conn_id)) {
+            COUNT(counts, shed, size);
+            connection->shed_chunks++;
+            stream->had = 0;
+            return false;
+        }
     }
 
     /* Does a message begin here? */
@@ -148,7 +217,7 @@ INLINE void chunk(const struct traced_process *process, const struct call *call,
             connection->protocol = protocol = looks_like;
             if (protocol == PROTOCOL_ENCRYPTED) {
                 COUNT(counts, encrypted, size);
-                return;
+                return false;
             }
         }
         if (verdict == VERDICT_YES && looks_like != protocol)
@@ -158,7 +227,7 @@ INLINE void chunk(const struct traced_process *process, const struct call *call,
     if (protocol == PROTOCOL_UNDECIDED && !is_start) {
         /* Counted, and looked at again next time: a message may begin there. */
         COUNT(counts, unknown, size);
-        return;
+        return false;
     }
     if (is_start)
         stream->allowance = ALLOWANCE;
@@ -166,7 +235,6 @@ INLINE void chunk(const struct traced_process *process, const struct call *call,
     uint32_t head = least(size - offset, CAPTURE_MAX);
     if (mode != DEMAND_WHOLE)
         head = least(head, most(stream->allowance, FRAMING_BYTES));
-    work->fill = ring_fill();
     head = under_pressure(head, work->fill, is_start);
     uint32_t tail = least(TAIL_BYTES, size - offset - head);
     if (!readable) {
@@ -186,23 +254,29 @@ INLINE void chunk(const struct traced_process *process, const struct call *call,
     event->quiet_chunks = stream->quiet_chunks;
     event->unsent_chunks[DIRECTION_IN] = connection->streams[DIRECTION_IN].unsent_chunks;
     event->unsent_chunks[DIRECTION_OUT] = connection->streams[DIRECTION_OUT].unsent_chunks;
+    event->shed_chunks = connection->shed_chunks;
     event->quiet_bytes = stream->quiet_bytes;
-    uint32_t sent = 0;
-    if (announce(connection, sk, call, ktime_ns, shared->epoch, work, counts))
-        sent = send_chunk(work, call, least(taken, head), head, tail, counts);
-    if (sent) { /* the first record, which carries these */
-        stream->quiet_chunks = 0;
-        stream->quiet_bytes = 0;
-    }
-    /* A chunk whose first record came is a chunk that came, maybe not whole: the core counts it so too. */
-    if (sent)
+    work->taken = least(taken, head);
+    work->head = head;
+    work->tail = tail;
+    begin_sending(work);
+    stream->quiet_chunks = 0;
+    stream->quiet_bytes = 0;
+    if (announce(connection, call, ktime_ns, shared->epoch, work, counts))
+        return true;
+    chunk_unsent(work, counts, 0);
+    return false;
+}
+
+/* Sends what chunk() has decided to send. False: there is more to do. */
+INLINE bool send(struct work *work, struct kernel_counters *counts)
+{
+    enum progress progress = send_chunk(work, counts);
+    if (progress == RING_FULL) {
+        chunk_unsent(work, counts, work->segment_start);
+    } else if (progress == SENT) {
         counts->sent_chunks++;
-    else
-        counts->unsent_chunks++;
-    counts->sent_bytes += sent;
-    if (sent == size)
-        return;
-    counts->unsent_bytes += size - sent;
-    stream->unsent_chunks++;
-    stream->unsent_bytes += size - sent;
+        counts->sent_bytes += work->call.size;
+    }
+    return progress != SENDING;
 }

@@ -21,6 +21,12 @@ INLINE uint64_t wakeup_flag(uint64_t fill, uint32_t size)
     return fill >> WAKE_SHIFT != (fill + size + RECORD_HEADER) >> WAKE_SHIFT ? RB_FORCE_WAKEUP : RB_NO_WAKEUP;
 }
 
+/* Goes on in another program, and does not come back. */
+INLINE void jump(void *ctx, enum tail to)
+{
+    bpf_tail_call_(TAILS, ctx, to);
+}
+
 INLINE struct kernel_counters *this_cpu_counters(void)
 {
     int cpu = bpf_get_smp_processor_id();
@@ -59,6 +65,7 @@ INLINE void emit_close(const struct connection *connection, uint8_t kind, uint32
         event.quiet_chunks[i] = stream->quiet_chunks;
         event.quiet_bytes[i] = stream->quiet_bytes;
     }
+    event.shed_chunks = connection->shed_chunks;
     if (bpf_ringbuf_output(EVENTS, &event, sizeof(event), RB_NO_WAKEUP) == 0)
         return;
     struct kernel_counters *counts = this_cpu_counters();
@@ -85,4 +92,10 @@ INLINE void emit_process(struct process_event *event)
     struct kernel_counters *counts = this_cpu_counters();
     if (counts)
         __sync_fetch_and_add(&counts->process_events_lost, 1);
+}
+
+INLINE void tell(uint8_t kind, uint32_t tgid, uint32_t parent_tgid, bool is_traced)
+{
+    struct process_event event = {.kind = kind, .traced = is_traced, .tgid = tgid, .parent_tgid = parent_tgid};
+    emit_process(&event);
 }

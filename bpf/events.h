@@ -21,6 +21,7 @@ enum event_kind {
     EVENT_FORK = 17,
     EVENT_EXIT = 18,
     EVENT_LISTEN = 19,
+    EVENT_IO_URING = 20, /* it made a ring of io_uring */
 };
 
 enum direction {
@@ -172,11 +173,12 @@ struct kernel_counters {
     uint64_t gap_bytes;                         /* moved by calls that are not hooked (sequence gap) */
     uint64_t overlaps;                          /* CHUNK_OVERLAP */
     uint64_t connections;                       /* sockets first seen */
+    uint64_t unix_connections;                  /* of these, Unix sockets */
     uint64_t connections_refused;               /* connection table full */
+    uint64_t ends_missed;                       /* sockets whose end showed by the next one at their address */
     uint64_t threads_refused;                   /* thread table full: a send has its exit time */
     uint64_t faults;                            /* user memory that could not be read */
-    uint64_t walks;                             /* descriptor to socket walks */
     uint64_t process_events_lost;               /* process ring full */
-    uint64_t padding[8];
+    uint64_t padding[7];
 };
 _Static_assert(sizeof(struct kernel_counters) == 256, "kernel_counters");

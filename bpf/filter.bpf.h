@@ -13,8 +13,3 @@ INLINE struct traced_process *traced_process(uint32_t tgid)
     return traced.lookup(&tgid);
 }
 
-/* Dates what is remembered of a process, so that nothing is left from an earlier one with this tgid. */
-INLINE uint32_t new_generation(void)
-{
-    return (uint32_t)bpf_ktime_get_ns();
-}

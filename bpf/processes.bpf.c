@@ -3,12 +3,6 @@
  * keeper is told of each program that starts. Raw tracepoints: they give the tasks themselves, from which
  * a thread can be told from a process. */
 
-INLINE void tell(uint8_t kind, uint32_t tgid, uint32_t parent_tgid, bool is_traced)
-{
-    struct process_event event = {.kind = kind, .traced = is_traced, .tgid = tgid, .parent_tgid = parent_tgid};
-    emit_process(&event);
-}
-
 /* args: parent task, child task */
 int raw_sched_process_fork(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -20,7 +14,7 @@ int raw_sched_process_fork(struct bpf_raw_tracepoint_args *ctx)
     uint32_t tgid = READ(uint32_t, child, task_struct, tgid);
     if (tgid != READ(uint32_t, child, task_struct, pid))
         return 0; /* a thread */
-    struct traced_process selected = {new_generation(), process->flags};
+    struct traced_process selected = *process;
     tell(EVENT_FORK, tgid, parent, traced.update(&tgid, &selected) == 0);
     return 0;
 }
@@ -28,10 +22,7 @@ int raw_sched_process_fork(struct bpf_raw_tracepoint_args *ctx)
 int raw_sched_process_exec(struct bpf_raw_tracepoint_args *ctx)
 {
     uint32_t tgid = current_tgid();
-    struct traced_process *process = traced_process(tgid);
-    if (process)
-        process->generation++; /* descriptors with close-on-exec are gone */
-    tell(EVENT_EXEC, tgid, 0, process != NULL);
+    tell(EVENT_EXEC, tgid, 0, traced_process(tgid) != NULL);
     return 0;
 }
 
@@ -40,7 +31,12 @@ int raw_sched_process_exit(struct bpf_raw_tracepoint_args *ctx)
 {
     uint64_t id = bpf_get_current_pid_tgid();
     uint32_t tid = id, tgid = id >> 32;
+#if CAPTURE_SYSCALLS
     threads.delete(&tid);
+#endif
+#if CAPTURE_KPROBES
+    moves.delete(&tid);
+#endif
     if (!traced_process(tgid))
         return 0;
     uint64_t task = (uint64_t)bpf_get_current_task_btf();

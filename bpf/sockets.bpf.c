@@ -4,6 +4,8 @@
  * Raw tracepoints, though the perf kind would do: these fire in interrupts, and the kernel skips a perf
  * program that would run inside another one (bpf_prog_active); an end of a connection would be lost. */
 
+enum { GAP_MAX = 1 << 30 };
+
 /* Of one that is on the way from FIN to its end, TCP_CLOSE is no surprise. */
 INLINE bool closes_in_order(int state)
 {
@@ -20,7 +22,7 @@ INLINE void began_to_listen(uint64_t sk)
     event.netns = network_namespace(sk);
     uint16_t port = event.port;
     if (!traced_process(event.tgid) && ports.lookup(&port) && event.tgid != 1) {
-        struct traced_process selected = {new_generation(), FOLLOW_CHILDREN};
+        struct traced_process selected = {FOLLOW_CHILDREN};
         traced.update(&event.tgid, &selected);
     }
     event.traced = traced_process(event.tgid) != NULL;
@@ -33,7 +35,7 @@ int raw_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
     uint64_t sk = ctx->args[0];
     int from = ctx->args[1], to = ctx->args[2];
     if (to == STATE_LISTEN) {
-        if (is_tcp(sk))
+        if (transport_of(sk) == TRANSPORT_TCP)
             began_to_listen(sk);
         return 0;
     }
@@ -44,11 +46,24 @@ int raw_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
         return 0;
     if (to == STATE_CLOSE && (!closes_in_order(from) || READ(uint32_t, sk, sock, sk_err)))
         connection->reset = 1;
+    if (to != STATE_CLOSE)
+        connection->fin_was_sent = 1;
     emit_fin(connection, DIRECTION_OUT);
     /* What has arrived can still be read; if so the end comes with the read, or with the socket's. */
     if (to == STATE_CLOSE && READ(uint32_t, sk, tcp_sock, rcv_nxt) - sequence(sk, DIRECTION_IN) <= 1)
         emit_fin(connection, DIRECTION_IN);
     return 0;
+}
+
+/* At the end the kernel's numbers say what moved in all: what no call accounts for was a gap. So are bytes that
+ * moved after the last call that was seen, and what two threads at once made of the sum before is undone. A
+ * reset sets the numbers anew: then nobody can tell. */
+INLINE void count_last_gap(const struct stream *stream, uint32_t end)
+{
+    struct kernel_counters *counts = this_cpu_counters();
+    int32_t rest = end - stream->origin - (uint32_t)stream->bytes - stream->gap;
+    if (counts && rest > -GAP_MAX && rest < GAP_MAX)
+        __sync_fetch_and_add(&counts->gap_bytes, (int64_t)rest);
 }
 
 /* args: sk. However a connection ends, this comes last. */
@@ -58,6 +73,13 @@ int raw_tcp_destroy_sock(struct bpf_raw_tracepoint_args *ctx)
     struct connection *connection = connections.lookup(&sk);
     if (!connection)
         return 0;
+    if (!connection->reset) {
+        /* Our FIN is counted as a byte, and so is the peer's that was read. */
+        uint32_t in = sequence(sk, DIRECTION_IN) - fin_was_read(sk);
+        uint32_t out = sequence(sk, DIRECTION_OUT) - connection->fin_was_sent;
+        count_last_gap(&connection->streams[DIRECTION_IN], in);
+        count_last_gap(&connection->streams[DIRECTION_OUT], out);
+    }
     emit_close(connection, EVENT_CLOSE, 0);
     connections.delete(&sk);
     return 0;

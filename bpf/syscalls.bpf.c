@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* The system calls that make, use and end connections.
+/* The system calls that move bytes, and those that end what no tracepoint of sockets tells of.
  *
  * Hooked one by one: a call that is not hooked costs 26 ns more in every process of the host while any
  * is, where one raw tracepoint on all of them costs 204. The receiving calls have a hook at their exit
  * only, their arguments are still in the task's registers; the sending ones have one at entry too, which
  * takes the time: the request began there. One program serves a family of calls and asks which it is:
  * a program for each call took 1.2 s more to compile and verify. Which
- * calls a program is attached to stands in agent/loader.py (TARGETS). */
+ * calls a program is attached to stands in agent/loader.py (TARGETS).
+ *
+ * Not hooked, as they cannot reach a socket: pread, pwrite, preadv, pwritev (ESPIPE), tee and vmsplice (pipes on
+ * both sides), copy_file_range. */
 #include <asm/unistd.h>
 
 struct enter_arguments {
@@ -20,8 +23,7 @@ struct exit_arguments {
     int64_t result;
 };
 
-enum { OUT_OF_BAND = 1, PEEK = 2, TRUNC = 0x20, ERROR_QUEUE = 0x2000 }; /* MSG_* */
-enum { CONNECTION_RESET = -104, IN_PROGRESS = -115, CLOSE_RANGE_STEPS = 64 };
+enum { SHUT_READ = 0 };
 
 /* struct msghdr, from msg_iov on */
 INLINE void take_message(struct call *call, uint64_t message)
@@ -33,57 +35,82 @@ INLINE void take_message(struct call *call, uint64_t message)
     call->vectored = true;
 }
 
-/* Who makes the call; NULL: a process that was not selected. */
-INLINE const struct traced_process *take_caller(struct call *call)
+/* What the caller did with a descriptor, to be filled in. NULL: it is no socket, or the caller a process that
+ * was not selected, or that is seen by other hooks. In memory of the CPU's, for the verifier's sake: it
+ * takes a value loaded from a map as unknown, and so the ways through the program below meet again. */
+INLINE struct work *begin_call(int descriptor)
 {
     uint64_t id = bpf_get_current_pid_tgid();
-    call->tid = id;
-    call->tgid = id >> 32;
-    return traced_process(call->tgid);
+    const struct traced_process *process = traced_process(id >> 32);
+    if (!process || process->flags & BY_KPROBE)
+        return NULL;
+    uint64_t sk = sock_of(argument(saved_registers(), descriptor));
+    int cpu = bpf_get_smp_processor_id();
+    struct work *work = sk ? works.lookup(&cpu) : NULL;
+    if (!work)
+        return NULL;
+    __builtin_memset(&work->call, 0, sizeof(work->call));
+    work->call.sk = sk;
+    work->call.tid = id;
+    work->call.tgid = id >> 32;
+    return work;
 }
 
-/* read readv recvfrom recvmsg */
+/* read readv preadv2 recvfrom recvmsg recvmmsg splice, sendfile64 into a pipe */
 int exit_receive(struct exit_arguments *ctx)
 {
-    struct call call = {};
     int64_t result = ctx->result;
     if (result < 0 && result != CONNECTION_RESET)
         return 0; /* EAGAIN above all: it costs no look-up */
-    const struct traced_process *process = take_caller(&call);
-    if (!process)
+    int number = ctx->number;
+    struct work *work = begin_call(number == __NR_sendfile ? 1 : 0);
+    if (!work)
         return 0;
     uint64_t registers = saved_registers();
-    call.fd = argument(registers, 0);
-    call.buffer = argument(registers, 1);
+    struct call *call = &work->call;
+    call->buffer = argument(registers, 1);
+    call->size = result > 0 ? result : 0;
+    call->reset = result < 0;
     uint32_t flags = 0;
-    switch ((int)ctx->number) {
+    switch (number) {
     case __NR_recvfrom:
         flags = argument(registers, 3);
         break;
     case __NR_recvmsg:
         flags = argument(registers, 2);
-        take_message(&call, call.buffer);
+        take_message(call, call->buffer);
+        break;
+    case __NR_recvmmsg:
+        flags = argument(registers, 3);
+        call->messages = call->size;
+        call->size = 0;
+        call->vectored = true;
         break;
     case __NR_readv:
-        call.count = argument(registers, 2);
-        call.vectored = true;
+    case __NR_preadv2:
+        call->count = argument(registers, 2);
+        call->vectored = true;
+        break;
+    case __NR_sendfile:
+    case __NR_splice:
+        call->buffer = 0; /* the bytes never pass through the process's memory */
         break;
     }
     if (flags & (PEEK | OUT_OF_BAND | ERROR_QUEUE))
         return 0; /* the stream did not move */
-    if (flags & TRUNC)
-        call.buffer = 0; /* TCP throws the bytes away */
-    call.size = result > 0 ? result : 0;
-    call.reset = result < 0;
-    chunk(process, &call, DIRECTION_IN);
+    if (flags & TRUNC && !call->messages)
+        call->buffer = 0; /* TCP throws the bytes away */
+    call->direction = DIRECTION_IN;
+    jump(ctx, call->messages ? TAIL_MESSAGES : TAIL_CHUNK);
     return 0;
 }
 
-/* Takes the time. write writev sendto sendmsg sendfile64 */
+/* Takes the time. write writev pwritev2 sendto sendmsg sendmmsg sendfile64 splice */
 int enter_send(struct enter_arguments *ctx)
 {
     uint64_t id = bpf_get_current_pid_tgid();
-    if (!traced_process(id >> 32))
+    const struct traced_process *process = traced_process(id >> 32);
+    if (!process || process->flags & BY_KPROBE)
         return 0;
     uint32_t tid = id;
     uint64_t now = bpf_ktime_get_ns();
@@ -103,86 +130,80 @@ int enter_send(struct enter_arguments *ctx)
 /* The same calls. A reset is not looked for here: it shows as a state change of the socket. */
 int exit_send(struct exit_arguments *ctx)
 {
-    struct call call = {};
     int64_t result = ctx->result;
+    int number = ctx->number;
     if (result <= 0)
         return 0;
-    const struct traced_process *process = take_caller(&call);
-    if (!process)
+    struct work *work = begin_call(number == __NR_splice ? 2 : 0);
+    if (!work)
         return 0;
     uint64_t registers = saved_registers();
-    call.fd = argument(registers, 0);
-    call.buffer = argument(registers, 1);
-    switch ((int)ctx->number) {
+    struct call *call = &work->call;
+    call->buffer = argument(registers, 1);
+    call->size = result;
+    switch (number) {
     case __NR_sendmsg:
-        take_message(&call, call.buffer);
+        take_message(call, call->buffer);
+        break;
+    case __NR_sendmmsg:
+        call->messages = call->size;
+        call->size = 0;
+        call->vectored = true;
         break;
     case __NR_writev:
-        call.count = argument(registers, 2);
-        call.vectored = true;
+    case __NR_pwritev2:
+        call->count = argument(registers, 2);
+        call->vectored = true;
         break;
     case __NR_sendfile:
-        call.buffer = 0; /* the bytes never pass through the process's memory */
+    case __NR_splice:
+        call->buffer = 0; /* the bytes never pass through the process's memory */
         break;
     }
-    call.size = result;
-    chunk(process, &call, DIRECTION_OUT);
+    call->direction = DIRECTION_OUT;
+    jump(ctx, call->messages ? TAIL_MESSAGES : TAIL_CHUNK);
     return 0;
 }
 
-/* accept accept4 */
-int exit_accept(struct exit_arguments *ctx)
+/* The connection of a Unix socket of the caller; NULL: it is none, or nothing moved on it. */
+INLINE struct connection *unix_connection(uint64_t file, uint64_t *sk)
 {
-    if (ctx->result < 0)
-        return 0;
-    uint32_t tgid = current_tgid();
-    const struct traced_process *process = traced_process(tgid);
-    if (process)
-        connection_new(process, tgid, ctx->result, ROLE_SERVER, true);
-    return 0;
+    uint64_t socket = socket_of_file(file);
+    *sk = socket ? READ(uint64_t, socket, socket, sk) : 0;
+    return *sk ? unix_connections.lookup(sk) : NULL;
 }
 
-int exit_connect(struct exit_arguments *ctx)
-{
-    if (ctx->result != 0 && ctx->result != IN_PROGRESS)
-        return 0;
-    uint32_t tgid = current_tgid();
-    const struct traced_process *process = traced_process(tgid);
-    if (process)
-        connection_new(process, tgid, argument(saved_registers(), 0), ROLE_CLIENT, ctx->result == 0);
-    return 0;
-}
-
-/* At entry, while the number cannot be another file's yet. */
+/* At entry, while the descriptor still leads to its file. */
 int enter_close(struct enter_arguments *ctx)
 {
-    uint32_t tgid = current_tgid();
-    if (traced_process(tgid))
-        descriptor_forget(tgid, ctx->arguments[0]);
+    uint64_t sk;
+    if (!traced_process(current_tgid()))
+        return 0;
+    uint64_t file = file_of(ctx->arguments[0]);
+    struct connection *connection = unix_connection(file, &sk);
+    if (!connection || !last_reference(file))
+        return 0;
+    emit_close(connection, EVENT_CLOSE, 0);
+    unix_connections.delete(&sk);
     return 0;
 }
 
-int enter_close_range(struct enter_arguments *ctx)
+int enter_shutdown(struct enter_arguments *ctx)
 {
-    uint32_t tgid = current_tgid(), first = ctx->arguments[0], last = ctx->arguments[1];
-    struct traced_process *process = traced_process(tgid);
-    if (!process)
+    uint64_t sk;
+    if (ctx->arguments[1] == SHUT_READ || !traced_process(current_tgid()))
         return 0;
-    if (last - first >= CLOSE_RANGE_STEPS) {
-        process->generation++;
-        return 0;
-    }
-    for (uint32_t i = 0; i < CLOSE_RANGE_STEPS; i++)
-        if (i <= last - first)
-            descriptor_forget(tgid, first + i);
+    struct connection *connection = unix_connection(file_of(ctx->arguments[0]), &sk);
+    if (connection)
+        emit_fin(connection, DIRECTION_OUT);
     return 0;
 }
 
-/* The new number may have been another file's, which the call has closed. dup2 dup3 */
-int exit_dup(struct exit_arguments *ctx)
+/* A process that has a ring of io_uring moves bytes without system calls: the keeper is told. */
+int exit_io_uring_setup(struct exit_arguments *ctx)
 {
     uint32_t tgid = current_tgid();
     if (ctx->result >= 0 && traced_process(tgid))
-        descriptor_forget(tgid, ctx->result);
+        tell(EVENT_IO_URING, tgid, 0, true);
     return 0;
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One rule for all tests: with CI set, a test that cannot run has failed."""
+"""Rules for all tests: with CI set, a test that cannot run has failed; a slow machine has more time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ import os
 from collections.abc import Generator
 
 import pytest
+
+from benchmarks.patience import patience
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.timeout is None:  # pytest-timeout's; the command line leads, as always
+        config.option.timeout = patience(float(config.getini("timeout")))
 
 
 @pytest.hookimpl(wrapper=True)

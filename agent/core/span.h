@@ -70,6 +70,7 @@ enum ledger_class {
     LEDGER_UNKNOWN,   /* no protocol of ours, or invalid */
     LEDGER_LATE,      /* before the first message boundary of a connection joined in the middle */
     LEDGER_ENCRYPTED, /* TLS */
+    LEDGER_SHED,      /* left out under pressure: the kernel side's count, never a row's */
     LEDGER_CLASSES,
 };
 
@@ -94,4 +95,4 @@ struct ledger_row {
     uint64_t requests; /* messages that asked */
     uint64_t orphans;  /* responses without a request, requests whose answer was never seen */
 };
-_Static_assert(sizeof(struct ledger_row) == 128 + PROTOCOL_COUNT * GAP_CAUSES * 4, "ledger_row");
+_Static_assert(sizeof(struct ledger_row) == 144 + PROTOCOL_COUNT * GAP_CAUSES * 4, "ledger_row");

@@ -30,10 +30,26 @@ void tuple_remove(struct core *core, struct connection *c)
     chains_remove(&core->tuples, c, BY_TUPLE);
 }
 
+static bool is_loopback(const uint8_t *address)
+{
+    static const uint8_t one[16] = {[15] = 1}, mapped[13] = {[10] = 0xff, 0xff, 127};
+    return memcmp(address, mapped, sizeof(mapped)) == 0 || memcmp(address, one, sizeof(one)) == 0;
+}
+
+/* Each network namespace has a loopback of its own, and packets of it never leave. Other addresses are
+ * seen from several: through a veth, a bridge, a route between them; and Unix sockets through a volume. */
+static bool may_meet(const struct connection *a, const struct connection *b)
+{
+    const struct endpoints *x = &a->open;
+    return x->netns == b->open.netns || a->transport == TRANSPORT_UNIX ||
+           !(is_loopback(x->local_address) || is_loopback(x->remote_address));
+}
+
 bool tuple_mirrors(const struct connection *a, const struct connection *b)
 {
     const struct endpoints *x = &a->open, *y = &b->open;
-    return x->local_port == y->remote_port && x->remote_port == y->local_port &&
+    return a->transport == b->transport && may_meet(a, b) && x->local_port == y->remote_port &&
+           x->remote_port == y->local_port &&
            memcmp(x->local_address, y->remote_address, 16) == 0 &&
            memcmp(x->remote_address, y->local_address, 16) == 0;
 }

@@ -7,11 +7,13 @@ What runtimes write (v1 lines have a controller, v2 has one line `0::PATH`):
     containerd, k8s  /kubepods/burstable/pod<uid>/<id>   with systemd: …/cri-containerd-<id>.scope
                      /…pod<uid>.slice:cri-containerd:<id>
     cri-o            /kubepods.slice/…/crio-<id>.scope
-    podman           /machine.slice/libpod-<id>.scope/container
+    podman           /machine.slice/libpod-<id>.scope/container, /libpod_parent/libpod-<id>
+                     /libpod_parent/<pod>/libpod-<id>, and for systemd services /…/libpod-payload-<id>
     ECS on Fargate   /ecs/<task>/<task>-<number>
 
 In the mountinfo, container engines bind files of `…/containers/<id>/` into the container. (containerd's
-`…/sandboxes/<id>/` names the pod's pause container: not ours.)
+`…/sandboxes/<id>/` names the pod's pause container: not ours. So do the host's names of cri-o, but its
+`.containerenv` is the container's.)
 """
 
 from __future__ import annotations
@@ -21,20 +23,23 @@ import re
 _HEX = r"[0-9a-f]{64}"
 # One path component. A conmon scope holds the monitor of the container, which is outside of it.
 _COMPONENT = re.compile(
-    rf"^(?!crio-conmon-|libpod-conmon-)(?:.*[-:])?(?P<id>{_HEX}|[0-9a-f]{{32}}-\d{{8,10}})(?:\.scope)?$"
+    rf"^(?!crio-conmon-|libpod-conmon-)(?:(?:.*[-:])?(?P<id>{_HEX})(?:\.scope)?"
+    r"|(?P<task>[0-9a-f]{32}-\d{8,10}))$"
 )
-_MOUNT = re.compile(rf"/(?:overlay-)?containers/({_HEX})/")
+_PODS = "libpod_parent"  # directly below stand the ids of podman's pods
+_MOUNT = re.compile(rf"/(?:[a-z0-9]+-)?containers/({_HEX})/")
+_OWN_MOUNT = "/run/.containerenv"
+_MOUNTS = ("/etc/hostname", "/etc/resolv.conf", "/etc/hosts", _OWN_MOUNT)
 
 
 def from_cgroup(text: str) -> str:
     """The container id in the text of /proc/PID/cgroup, or "". Of nested containers the innermost."""
     for line in text.splitlines():
-        for component in reversed(line.partition(":")[2].partition(":")[2].split("/")):
-            match = _COMPONENT.match(component)
-            if match:
-                return match["id"]
-            if "-conmon-" in component:
-                break
+        components = line.partition(":")[2].partition(":")[2].split("/")
+        for i in range(len(components) - 1, -1, -1):
+            match = _COMPONENT.match(components[i])
+            if match and not (i and components[i - 1] == _PODS and match["id"] == components[i]):
+                return match["id"] or match["task"]
     return ""
 
 
@@ -44,13 +49,15 @@ def from_mountinfo(text: str) -> str:
     Only field 4, the root of the mount within its file system, counts, and only on mounts of single
     files that engines make (hostname, resolv.conf, hosts): a host that mounts its storage has others.
     """
+    found = ""
     for line in text.splitlines():
         fields = line.split(" ")
-        if len(fields) > 4 and fields[4] in ("/etc/hostname", "/etc/resolv.conf", "/etc/hosts"):
+        if len(fields) > 4 and fields[4] in _MOUNTS:
             match = _MOUNT.search(fields[3])
-            if match:
+            if match and fields[4] == _OWN_MOUNT:
                 return match[1]
-    return ""
+            found = found or (match[1] if match else "")
+    return found
 
 
 def cgroup_path(text: str) -> str:

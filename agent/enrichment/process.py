@@ -192,23 +192,25 @@ def _variable(environment: bytes, name: bytes) -> str:
 
 
 def _hidden_container(cgroup_text: str, tgid: int, proc: Path) -> str:
-    """The id by mountinfo, when the cgroup says nothing because a cgroup namespace hides the path.
+    """The id by mountinfo, when the cgroup says nothing: a cgroup namespace hides the path, or the container
+    has no group of its own (podman --cgroups=disabled, and rootless where cgroups are of version 1).
 
-    mountinfo is long, so only where the mount namespace is not our own.
+    mountinfo is long, so only where the mount namespace is neither our own nor the host's. In a container
+    we may not be told which is the host's: then for hidden paths only.
     """
-    if not cgroup_text or any(
-        not line.endswith(":/") and "/.." not in line for line in cgroup_text.splitlines()
-    ):
+    namespace = read_link(f"{proc}/{tgid}/ns/mnt") if cgroup_text else ""
+    ours, hosts = _known_mount_namespaces(proc)
+    if not namespace or namespace in (ours, hosts):
         return ""
-    namespace = read_link(f"{proc}/{tgid}/ns/mnt")
-    if not namespace or namespace == _own_mount_namespace(proc):
+    if not hosts and any(not line.endswith(":/") and "/.." not in line for line in cgroup_text.splitlines()):
         return ""
     return container.from_mountinfo(read_text(f"{proc}/{tgid}/mountinfo"))
 
 
 @cache
-def _own_mount_namespace(proc: Path) -> str:
-    return read_link(f"{proc}/self/ns/mnt")
+def _known_mount_namespaces(proc: Path) -> tuple[str, str]:
+    """Our own one and that of the first process, "" where it may not be read."""
+    return read_link(f"{proc}/self/ns/mnt"), read_link(f"{proc}/1/ns/mnt")
 
 
 # Names and attributes.

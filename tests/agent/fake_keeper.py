@@ -8,9 +8,10 @@ import json
 import os
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
+from agent.backend import Backend
 from agent.config import OPTIONS
 from agent.keeper import Keeper
 from agent.kernel import ProcessEvent
@@ -30,16 +31,28 @@ def options(**changed: Any) -> dict[str, Any]:
 class FakeKernel:
     def __init__(self) -> None:
         self.maps = {name: os.eventfd(0) for name in ("events", "demands", "counters")}
-        self.refused: list[dict[str, str]] = [{"name": "on_sendfile", "reason": "no such tracepoint"}]
+        self.refused: list[dict[str, str]] = [
+            {"name": "syscalls/sys_exit_sendfile64", "reason": "no such tracepoint"}
+        ]
         self.facts = {"constants": {"CPUS": 2}}
         self.process_ring_fd = 0
+        self.backend = Backend("tracepoint", True, False, False, "system calls by tracepoints")
         self._input = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
 
     def attach(self) -> None:
         say("attach")
 
-    def trace(self, tgid: int) -> None:
+    def trace(self, tgid: int, *, by_kprobe: bool = False) -> None:
         say("trace", tgid=tgid)
+
+    def attach_kprobes(self) -> bool:
+        return False
+
+    def forget_unix(self, alive: Callable[[], Container[int]]) -> int:
+        return 0
+
+    def shed_share(self) -> float:
+        return 0.0
 
     def select_port(self, port: int) -> None:
         say("select_port", port=port)
@@ -83,7 +96,8 @@ def main() -> int:
     config_fd = os.memfd_create("config", 0)
     command = (sys.executable, "-m", "tests.agent.fake_pipeline")
     given = options(**json.loads(sys.argv[1]))
-    return Keeper(given, config_fd, Log("debug", "keeper"), FakeKernel, command).run()
+    log = Log("debug", "keeper")
+    return Keeper(given, config_fd, log, FakeKernel, command, lambda kernel, log: None).run()
 
 
 if __name__ == "__main__":

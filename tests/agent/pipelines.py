@@ -24,6 +24,7 @@ SETUP = {
     "earlier_spans": {},
     "earlier_ledger": {},
     "started_s": time.monotonic(),
+    "capture": {"backend": "tracepoint", "sees": "system calls", "off": []},
 }
 
 

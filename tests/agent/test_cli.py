@@ -115,7 +115,7 @@ def test_warnings_are_said_unless_only_errors_are_wanted(
         (["--port"], 2, ["--port"]),
         (["-v", "-q", "--all"], 2, ["-v and -q"]),
         (["prnt-config"], 2, ["'prnt-config'", "did you mean print-config?"]),
-        (["zzz"], 2, ["'zzz'", "run, ps, doctor, validate, print-config"]),
+        (["zzz"], 2, ["'zzz'", "run, ps, status, doctor, validate, print-config"]),
         (["run", "extra"], 2, ["extra"]),
         (["--all", "--set", "core.hold_ms"], 2, ["--set core.hold_ms", "KEY=VALUE"]),
         (["--all", "--set", "core.hold=1"], 78, ["'core.hold'", "did you mean core.hold_ms?"]),
@@ -174,7 +174,8 @@ def test_a_real_thread_is_not_taken_for_a_process() -> None:
 def test_missing_privileges_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("agent.doctor.missing_capabilities", lambda: ["CAP_BPF", "CAP_PERFMON"])
+    monkeypatch.setattr(cli, "become_keeper", None)  # never from a test
+    monkeypatch.setattr("agent.permissions.missing_capabilities", lambda: ["CAP_BPF", "CAP_PERFMON"])
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     code, _, err = invoke(capsys, "--all")
     assert code == 77
@@ -309,7 +310,7 @@ def test_validate_says_what_a_run_would_do(capsys: pytest.CaptureFixture[str]) -
         "traces:    --port 8080, --all",
         "exports:   console",
         "keeps:     traceidratio (1)",
-        "listens:   127.0.0.1:9465 (/metrics, /healthz)",
+        "listens:   127.0.0.1:9465 (/metrics, /status, /healthz)",
         "set:       select.port, select.all, traces.sampler",
     ]
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import time
@@ -148,6 +149,36 @@ def test_a_pid_that_is_used_again_is_another_process(proc: Path) -> None:
     stat.write_text(stat.read_text().replace(" 100 ", " 999 "))
     (proc / "20/cmdline").write_bytes(b"python3\0other.py\0")
     assert selection.scan() == []
+
+
+def test_who_came_by_and_was_not_selected_is_not_remembered(proc: Path) -> None:
+    """A busy host starts a million programs a day, and says of those that are traced only when they end."""
+    selection = Selection(config(container=("f00d",), port=(8080,)), proc)
+    selection.scan()
+    gc.collect()
+    before = sum(isinstance(each, Process) for each in gc.get_objects())
+    for pid in range(1000, 1200):
+        add_process(proc, pid, ["sh", str(pid)], exe="/bin/sh")
+        assert selection.matches(read(proc, pid)) is None
+    gc.collect()
+    assert sum(isinstance(each, Process) for each in gc.get_objects()) == before
+
+
+def test_the_children_of_a_pid_that_is_used_again_are_not_those_of_the_process_before(proc: Path) -> None:
+    selection = Selection(config(service=("orders", "nginx")), proc)
+    assert selection.scan()
+    assert selection.matches(read(proc, 20)) == "--service orders"
+    selection.forget(20)  # it has ended; another shell is 20 now
+    (proc / "20/cmdline").write_bytes(b"bash\0")
+    add_process(proc, 50, ["cat"], exe="/bin/cat", ppid=20)
+    assert selection.matches(read(proc, 50)) is None
+    # 30 was a child of 20, which was not selected any more; 30 is used again, below nginx, and then elsewhere
+    stat = proc / "30/stat"
+    stat.write_text(stat.read_text().replace(" S 20 ", " S 10 "))
+    add_process(proc, 51, ["cat"], exe="/bin/cat", ppid=30)
+    assert selection.matches(read(proc, 51)) == "child of 10 (--service nginx)"
+    stat.write_text(stat.read_text().replace(" S 10 ", " S 1 "))
+    assert selection.matches(read(proc, 51)) is None
 
 
 def test_a_socket_that_starts_to_listen_is_found_and_one_that_ends_is_dropped(proc: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from agent import doctor
 from agent.config_load import load
+from agent.permissions import NEEDS
 
 
 def status(root: Path, capabilities: int) -> Path:
@@ -40,8 +41,19 @@ def test_capabilities_that_are_missing_are_named(tmp_path: Path, held: int, miss
     assert all(name in row.found for name in missing)
 
 
+@pytest.mark.parametrize(("namespace", "inside"), [("4026531836", False), ("4026532222", True), ("", False)])
+def test_a_pid_namespace_of_our_own_is_a_failure(tmp_path: Path, namespace: str, inside: bool) -> None:
+    (tmp_path / "proc/self/ns").mkdir(parents=True)
+    (tmp_path / "proc/self/status").write_text("CapEff:\t000001ffffffffff\n")
+    if namespace:  # else it may not be read
+        (tmp_path / "proc/self/ns/pid").symlink_to(f"pid:[{namespace}]")
+    row = doctor.check_privileges(tmp_path)
+    assert row.status == (doctor.FAIL if inside else doctor.OK)
+    assert ("hostPID" in row.hint) == inside
+
+
 def test_nothing_is_held_where_it_cannot_be_seen(tmp_path: Path) -> None:
-    assert len(doctor.missing_capabilities(tmp_path)) == len(doctor.NEEDS)
+    assert len(doctor.missing_capabilities(tmp_path)) == len(NEEDS)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +86,7 @@ def test_btf_that_is_not_btf(tmp_path: Path) -> None:
     [
         ("sys/kernel/tracing/events/syscalls", doctor.OK, ""),
         ("sys/kernel/debug/tracing/events/syscalls", doctor.OK, ""),
-        ("sys/kernel/tracing/events/sched", doctor.FAIL, "CONFIG_FTRACE_SYSCALLS"),
+        ("sys/kernel/tracing/events/sched", doctor.OK, ""),
         ("sys/kernel/tracing", doctor.WARN, "mount -t tracefs"),
     ],
 )
@@ -82,6 +94,61 @@ def test_tracefs(tmp_path: Path, made: str, expected: str, word: str) -> None:
     (tmp_path / made).mkdir(parents=True)
     row = doctor.check_tracefs(tmp_path)
     assert (row.status, word in row.hint) == (expected, True)
+
+
+RECVFROM = "sys/kernel/tracing/events/syscalls/sys_exit_recvfrom"
+PMU = "sys/bus/event_source/devices/kprobe/type"
+
+
+def kernel_with(root: Path, *paths: str) -> Path:
+    for path in ("sys/kernel/tracing/events/sched", *paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text("8\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("has", "tracepoints", "kprobes", "capture", "word"),
+    [
+        ((RECVFROM,), doctor.OK, doctor.INFO, doctor.OK, "auto is tracepoint here: "),
+        ((RECVFROM, PMU), doctor.OK, doctor.OK, doctor.OK, "auto: system calls by tracepoints, and kprobes"),
+        ((PMU,), doctor.WARN, doctor.OK, doctor.OK, "auto is kprobe here: kprobes"),
+        ((), doctor.WARN, doctor.INFO, doctor.FAIL, "neither"),
+    ],
+)
+def test_what_would_see_the_bytes(
+    tmp_path: Path, has: tuple[str, ...], tracepoints: str, kprobes: str, capture: str, word: str
+) -> None:
+    root = kernel_with(tmp_path, *has)
+    assert doctor.check_syscall_tracepoints(root).status == tracepoints
+    assert doctor.check_kprobes(root).status == kprobes
+    row = doctor.check_capture("auto", root)
+    assert (row.status, word in row.found) == (capture, True), row
+    hints = [doctor.check_syscall_tracepoints(root), doctor.check_kprobes(root), row]
+    assert all(row.hint for row in hints if row.status != doctor.OK)
+
+
+def test_hooks_that_are_asked_for_and_not_there(tmp_path: Path) -> None:
+    row = doctor.check_capture("kprobe", kernel_with(tmp_path, RECVFROM))
+    assert row.status == doctor.FAIL and "--capture kprobe" in row.found and "CONFIG_KPROBES" in row.hint
+
+
+def test_hooks_are_not_known_without_tracefs_or_the_right_to_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "mount -t tracefs" in doctor.check_syscall_tracepoints(tmp_path).hint
+    assert doctor.check_capture("auto", tmp_path).status == doctor.WARN
+
+    def forbidden(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", forbidden)
+    for row in (
+        doctor.check_tracefs(tmp_path),
+        doctor.check_syscall_tracepoints(tmp_path),
+        doctor.check_capture("auto", tmp_path),
+    ):
+        assert (row.status, row.hint) == (doctor.WARN, "run doctor with sudo")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +297,7 @@ def test_a_check_that_breaks_is_one_row_of_the_table(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(doctor, "check_cgroup", breaks)
     monkeypatch.setattr(doctor, "check_bcc", breaks)
     rows = {row.name: row for row in doctor.diagnose(load(None, {}), {})}
-    assert len(rows) == 13
+    assert len(rows) == 16
     assert rows["cgroup"].found == "could not be checked: ZeroDivisionError: by zero"
     assert all(row.hint for row in rows.values() if row.status in (doctor.WARN, doctor.FAIL))
 

@@ -97,7 +97,10 @@ def test_traces_what_is_selected_and_stops_in_order(start: Callable[..., Running
     assert order.index("kernel.attach") < order.index("kernel.trace")
     assert order.index("kernel.close") < order.index("stop"), "detached before the drain begins"
     assert said.count('msg="ready:') == 1
-    assert f"({target.pid})" in said and "on_sendfile is off: no such tracepoint" in said
+    assert (
+        f"({target.pid})" in said
+        and "sys_exit_sendfile64 is off (no such tracepoint); not seen: what is sent by sendfile64" in said
+    )
 
 
 def test_record_is_with_the_pipeline_before_the_process_is_traced(target: Any) -> None:
@@ -106,7 +109,7 @@ def test_record_is_with_the_pipeline_before_the_process_is_traced(target: Any) -
     received = []
 
     class Kernel(FakeKernel):
-        def trace(self, tgid: int) -> None:
+        def trace(self, tgid: int, *, by_kprobe: bool = False) -> None:
             received.append(pipeline.receive(wait_s=0))
 
     keeper = Keeper(options(select__pid=[target.pid]), -1, Log("error"), Kernel)
@@ -186,8 +189,8 @@ def test_process_that_becomes_a_selected_program_is_traced(
 
 def test_selected_ports_are_given_to_the_kernel_side(start: Callable[..., Running]) -> None:
     keeper = start(select__port=[1])
-    keeper.wait("kernel.select_port", port=1)
     keeper.wait("kernel.attach")
+    keeper.wait("kernel.select_port", port=1)
     keeper.wait("keeper")
     keeper.process.send_signal(signal.SIGINT)
     assert "waiting for what is selected" in keeper.end()[1]
@@ -218,7 +221,7 @@ def test_address_in_use_is_said_and_no_failure(capfd: pytest.CaptureFixture[str]
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         Keeper(options(self__listen=address), -1, Log("info"), FakeKernel)
     said = capfd.readouterr().err
-    assert f"no /metrics on {address}" in said and "self.listen" in said
+    assert f"no /metrics and no /status on {address}" in said and "self.listen" in said
 
 
 def test_every_capture_option_reaches_the_kernel_side() -> None:

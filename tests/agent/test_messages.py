@@ -20,6 +20,7 @@ VALUES = {
     "earlier_ledger": {},
     "started_s": 12.5,
     "host": {"host.name": "h"},
+    "capture": {"backend": "tracepoint", "sees": "all", "off": [{"name": "a", "reason": "b", "unseen": "c"}]},
     "tgid": 4711,
     "attributes": {"service.name": "shöp", "process.pid": 4711, "args": ["a", "b"], "ok": True, "f": 0.5},
     "figures": {"cpu_s": 0.25, "restarts": 1},

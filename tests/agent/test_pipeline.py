@@ -50,6 +50,18 @@ def test_process_nobody_told_of_keeps_its_spans() -> None:
         assert dict(r.pipeline.resources.of(4711).attributes)["process.pid"] == 4711
 
 
+def test_the_record_of_a_child_may_come_after_its_first_answer() -> None:
+    with rig() as r:
+        r.exchange(100)
+        r.feed()
+        record = {"service.name": "shop", "process.pid": 100}
+        late = threading.Timer(0.02, r.keeper.send, ["process"], {"tgid": 100, "attributes": record})
+        late.start()
+        r.pipeline.export_spans()
+        late.join()
+        assert r.exporter.spans[0][0] == "shop"
+
+
 def test_process_that_becomes_another_program_gets_its_new_name() -> None:
     with rig() as r:
         tell(r, 100, "bash")
@@ -117,7 +129,7 @@ def test_loop_answers_stop_and_status_pages_then_drains() -> None:
             )
         with pytest.raises(urllib.error.HTTPError) as missing:
             urllib.request.urlopen(f"{base}/no", timeout=10)
-        assert (missing.value.code, missing.value.read()) == (404, b"there are /metrics, /healthz\n")
+        assert (missing.value.code, missing.value.read()) == (404, b"there are /metrics, /status, /healthz\n")
         stats = r.keeper.receive(wait_s=10)
         assert stats is not None and stats.name == "stats"
         r.keeper.send("stop", timeout_s=1.5)

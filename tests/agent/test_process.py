@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records out of /proc, service names, container ids and resource attributes."""
+"""Records out of /proc, service names and resource attributes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from agent import __version__
-from agent.enrichment import container
 from agent.enrichment.process import (
     Host,
     Process,
@@ -34,7 +33,6 @@ from agent.resource_text import parse_attributes
 from tests.agent.fake_proc import add_process
 
 ID = "7be92808767a667f35c8505cbf40d14e931ef6db5b0210329cf193b15ba9d605"
-OTHER = "0" * 63 + "1"
 HOST = Host(id="4c1d7f9a3b", boot_id="b00t", name="node1", arch="amd64")
 
 
@@ -150,84 +148,27 @@ def test_every_prefix_of_a_command_line_is_survived(last: int) -> None:
         service_from_command(exe_name, command.split(" ")[:last], FakeDirectory)
 
 
-# Container ids: /proc/PID/cgroup as the runtimes leave it.
-CGROUPS = [
-    (f"12:pids:/docker/{ID}\n1:name=systemd:/docker/{ID}\n", ID),
-    (f"0::/system.slice/docker-{ID}.scope\n", ID),
-    (f"0::/kubepods/burstable/pod2f6d7f1c-3f3d-4c44-9a4c-1cf8fd0b5ab1/{ID}\n", ID),
-    (
-        "0::/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod2f6d7f1c.slice/"
-        f"cri-containerd-{ID}.scope\n",
-        ID,
-    ),
-    (f"0::/system.slice/containerd.service/kubepods-burstable-pod2f6d.slice:cri-containerd:{ID}\n", ID),
-    (f"0::/kubepods.slice/kubepods-pod2f6d.slice/crio-{ID}.scope\n", ID),
-    (f"0::/kubepods.slice/kubepods-pod2f6d.slice/crio-{ID}.scope/container\n", ID),
-    (f"0::/machine.slice/libpod-{ID}.scope/container\n", ID),
-    (f"0::/machine.slice/libpod-conmon-{ID}.scope\n", ""),
-    (f"0::/kubepods.slice/crio-conmon-{ID}.scope\n", ""),
-    (f"0::/../../docker-{ID}.scope\n", ID),
-    (f"0::/docker/{OTHER}/docker/{ID}\n", ID),  # a container in a container
-    (
-        "0::/ecs/task/9ed1c0e3f3a64c9bb1b5e0b2a5d5e7c1-1234567890\n",
-        "9ed1c0e3f3a64c9bb1b5e0b2a5d5e7c1-1234567890",
-    ),
-    ("0::/user.slice/user-1000.slice/session-3.scope\n", ""),
-    ("0::/\n", ""),
-    (f"0::/system.slice/x-{ID[:40]}.scope\n", ""),
-    ("", ""),
-    ("garbage\n:::\n", ""),
-]
-
-
-@pytest.mark.parametrize(("text", "expected"), CGROUPS)
-def test_container_id_of_a_cgroup(text: str, expected: str) -> None:
-    assert container.from_cgroup(text) == expected
-
-
-MOUNTS = [
-    (
-        f"601 590 254:1 /var/lib/docker/containers/{ID}/hostname /etc/hostname rw,relatime - e e rw\n",
-        ID,
-    ),
-    (
-        f"9 8 0:25 /containers/storage/overlay-containers/{ID}/userdata/hosts /etc/hosts rw - e e rw\n",
-        ID,
-    ),
-    (f"9 8 0:25 /var/lib/docker/containers/{ID}/shm /dev/shm rw - tmpfs shm rw\n", ""),
-    (
-        f"9 8 0:2 /run/io.containerd.grpc.v1.cri/sandboxes/{ID}/hostname /etc/hostname rw - e e rw\n",
-        "",
-    ),
-    ("short line\n", ""),
-]
-
-
-@pytest.mark.parametrize(("text", "expected"), MOUNTS)
-def test_container_id_of_a_mountinfo(text: str, expected: str) -> None:
-    assert container.from_mountinfo(text) == expected
+DOCKER_MOUNT = f"601 590 254:1 /var/lib/docker/containers/{ID}/hostname /etc/hostname rw,relatime - e e rw\n"
 
 
 def test_mountinfo_is_asked_where_a_cgroup_namespace_hides_the_path(tmp_path: Path) -> None:
-    add_process(tmp_path, 5, ["a"], exe="/a", cgroup="0::/\n", mountinfo=MOUNTS[0][0], mount_namespace=9)
-    add_process(tmp_path, 6, ["a"], exe="/a", cgroup="0::/\n", mountinfo=MOUNTS[0][0])  # our own mounts
+    add_process(tmp_path, 5, ["a"], exe="/a", cgroup="0::/\n", mountinfo=DOCKER_MOUNT, mount_namespace=9)
+    add_process(tmp_path, 6, ["a"], exe="/a", cgroup="0::/\n", mountinfo=DOCKER_MOUNT)  # our own mounts
     assert read(tmp_path, 5).container_id == ID
     assert read(tmp_path, 6).container_id == ""
 
 
-@pytest.mark.parametrize(
-    ("cgroup", "unit"),
-    [
-        ("/system.slice/shop.service", "shop"),
-        ("/system.slice/system-shop.slice/shop@blue.service", "shop"),
-        ("/user.slice/user-1000.slice/user@1000.service/app.slice/shop.service", "shop"),
-        ("/user.slice/user-1000.slice/user@1000.service/init.scope", ""),
-        ("/user.slice/user-1000.slice/session-2.scope", ""),
-        ("/", ""),
-    ],
-)
-def test_systemd_service_of_a_cgroup(cgroup: str, unit: str) -> None:
-    assert container.systemd_service(cgroup) == unit
+def test_mountinfo_is_asked_where_a_container_has_no_control_group(tmp_path: Path) -> None:
+    """Not of the host's processes, when we are in a container: they are many, and their mountinfo is long."""
+    session = "1:name=systemd:/user.slice/user-1000.slice/session-3.scope\n0::/\n"
+    for pid, namespace in ((1, 7), (5, 9), (6, 7)):
+        add_process(
+            tmp_path, pid, ["a"], exe="/a", cgroup=session, mountinfo=DOCKER_MOUNT, mount_namespace=namespace
+        )
+    assert [read(tmp_path, pid).container_id for pid in (1, 5, 6)] == ["", ID, ""]
+    (unknown := tmp_path / "unknown").mkdir()  # which the host's mount namespace is, is not known
+    add_process(unknown, 5, ["a"], exe="/a", cgroup=session, mountinfo=DOCKER_MOUNT, mount_namespace=9)
+    assert read(unknown, 5).container_id == ""
 
 
 # Records.

@@ -59,16 +59,6 @@ def test_losses_name_the_option_that_helps() -> None:
     assert all(source in BY_SOURCE for source in LOSSES)
 
 
-def test_gaps_are_told_by_their_cause() -> None:
-    gaps = BY_SOURCE["ledger.gaps"]
-    found = [
-        Sample(gaps, {"service": service, "protocol": "http1", "cause": cause}, count)
-        for service, cause, count in (("a", "lost", 2), ("b", "lost", 1), ("b", "truncated", 1000))
-    ]
-    assert "nothing was lost\ngaps in streams: 3 lost, 1,000 truncated\n" in summary(samples() + found, 1)
-    assert "gaps" not in summary(samples(), 1)
-
-
 def test_what_a_crash_took_is_said() -> None:
     text = summary(samples(ledger__difference_chunks=3, keeper__restarts=1), 1)
     assert "not accounted for: 3 (lost with a pipeline that crashed)" in text

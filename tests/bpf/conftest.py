@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the tests that need the running kernel, and a plain Python reader of the data ring.
+"""Fixtures of the tests that need the running kernel; the records are read by agent/records.py.
 
 Without the privilege to load programs the tests are skipped; where CI is set they fail instead.
 """
@@ -7,81 +7,35 @@ Without the privilege to load programs the tests are skipped; where CI is set th
 from __future__ import annotations
 
 import os
-import struct
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import pytest
 
 from agent import kernel
 from agent.errors import AgentError
+from agent.records import (  # noqa: F401 (the tests take them from here)
+    AGAIN,
+    CHUNK,
+    CLOSE,
+    CONTINUED,
+    ENCRYPTED,
+    HEADER,
+    HTTP1,
+    IN,
+    LATE,
+    OPEN,
+    OUT,
+    OVERLAP,
+    RESET,
+    UNKNOWN,
+    UNREADABLE,
+    Event,
+    parse,
+)
+from benchmarks.patience import patience
 
-HEADER = struct.Struct("=BBBBIQQ")
-OPEN = struct.Struct("=II16s16sHHBBHI4x")
-CHUNK = struct.Struct("=QIIIHHIIIIQ")
-CLOSE = struct.Struct("=QQIIQQIIIIQQI4x")
-IN, OUT = 0, 1
-CONTINUED, UNREADABLE, OVERLAP, RESET = 1, 2, 4, 8
-LATE, AGAIN = 1, 2
-ENCRYPTED, UNKNOWN, HTTP1 = 1, 2, 3
-DEADLINE_S = 10.0
-
-
-@dataclass
-class Event:
-    """One record of the data ring; the fields that its kind does not have are zero."""
-
-    kind: str
-    flags: int
-    direction: int
-    protocol: int
-    tid: int
-    ktime_ns: int
-    conn_id: int
-    tgid: int = 0
-    local: tuple[bytes, int] = (b"", 0)
-    remote: tuple[bytes, int] = (b"", 0)
-    netns: int = 0
-    role: int = 0
-    transport: int = 0
-    path: bytes = b""
-    peer_tgid: int = 0
-    pos: int = 0
-    size: int = 0
-    offset: int = 0
-    head: bytes = b""
-    tail: bytes = b""
-    quiet: tuple[int, int] = (0, 0)
-    unsent: tuple[int, int] = (0, 0)
-    shed: int = 0
-    totals: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-
-def parse(record: bytes) -> Event:
-    kind, *rest = HEADER.unpack_from(record)
-    event = Event({1: "open", 2: "chunk", 3: "fin", 4: "close"}[kind], *rest)
-    body = record[HEADER.size :]
-    if event.kind == "open":
-        event.tgid, event.netns, here, there, port, peer, *rest = OPEN.unpack_from(body)
-        event.local, event.remote = (here, port), (there, peer)
-        event.role, event.transport, path_size, event.peer_tgid = rest
-        event.path = body[OPEN.size :]
-        assert len(event.path) == path_size
-    elif event.kind == "chunk":
-        event.pos, event.size, event.tgid, event.offset, head, tail, quiet, *rest = CHUNK.unpack_from(body)
-        *unsent, event.shed, quiet_bytes = rest
-        payload = body[CHUNK.size :]
-        assert len(payload) == head + tail, "a record carries no unused bytes"
-        assert event.offset + head + tail <= event.size
-        event.head, event.tail = payload[:head], payload[head:]
-        event.quiet, event.unsent = (quiet, quiet_bytes), (unsent[IN], unsent[OUT])
-    else:
-        values = CLOSE.unpack_from(body)
-        names = ("bytes", "chunks", "unsent_bytes", "unsent_chunks", "quiet_chunks", "quiet_bytes")
-        event.shed = values[-1]
-        event.totals = {name: (values[2 * i], values[2 * i + 1]) for i, name in enumerate(names)}
-    return event
+DEADLINE_S = patience(10.0)
 
 
 class Tracer:

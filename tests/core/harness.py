@@ -198,6 +198,7 @@ class Core:
         *,
         tgid: int = 100,
         tid: int = 0,
+        netns: int = 1,
         local: tuple[str, int] | None = None,
         remote: tuple[str, int] = ("127.0.0.1", 50000),
         late: bool = False,
@@ -219,7 +220,7 @@ class Core:
                 + struct.pack(
                     "=II16s16sHHBBHI4x",
                     tgid,
-                    1,
+                    netns,
                     address(local[0]),
                     address(remote[0]),
                     local[1],
@@ -234,14 +235,21 @@ class Core:
         return conn
 
     def pair(
-        self, *, client_tgid: int = 200, server_tgid: int = 100, port: int = 40000
+        self,
+        *,
+        client_tgid: int = 200,
+        server_tgid: int = 100,
+        port: int = 40000,
+        hosts: tuple[str, str] = ("127.0.0.1", "127.0.0.1"),
+        netns: tuple[int, int] = (1, 1),
     ) -> tuple[Connection, Connection]:
         """Both ends of one connection: the same bytes have the same sequence numbers."""
+        here, there = (hosts[0], port), (hosts[1], 8080)
         client = self.open(
-            CLIENT, tgid=client_tgid, local=("127.0.0.1", port), remote=("127.0.0.1", 8080), pos=(7000, 3000)
+            CLIENT, tgid=client_tgid, netns=netns[0], local=here, remote=there, pos=(7000, 3000)
         )
         server = self.open(
-            SERVER, tgid=server_tgid, local=("127.0.0.1", 8080), remote=("127.0.0.1", port), pos=(3000, 7000)
+            SERVER, tgid=server_tgid, netns=netns[1], local=there, remote=here, pos=(3000, 7000)
         )
         return client, server
 

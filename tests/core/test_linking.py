@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pytest
 from agent.core._core import lib
 
 from tests.core.harness import CLIENT, SERVER, Core
@@ -224,3 +225,75 @@ def test_same_tuple_in_another_connection_is_not_taken_when_the_sequence_differs
     client_span = next(s for s in spans if s.kind == 3 and s.tgid == 200)
     assert server_span.parent_id == client_span.span_id
     assert server_span.link == lib.LINK_CONNECTION
+
+
+# Network namespaces: addresses are told apart by them only where they cannot cross.
+
+
+def exchange(*pairs) -> None:
+    """One request on each pair, all of them open at the same time."""
+    for client, _ in pairs:
+        client.send(get("/a"))
+    for _, server in pairs:
+        server.receive(get("/a"))
+    for _, server in pairs:
+        server.send(OK)
+    for client, _ in pairs:
+        client.receive(OK)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
+def test_loopback_is_another_one_in_each_network_namespace(host):
+    """The same addresses, ports and even sequence numbers: only the namespaces differ."""
+    core = Core()
+    one = core.pair(client_tgid=11, server_tgid=12, hosts=(host, host), netns=(7, 7))
+    two = core.pair(client_tgid=21, server_tgid=22, hosts=(host, host), netns=(8, 8))
+    exchange(one, two)
+    spans = {s.tgid: s for s in core.spans()}
+    assert spans[12].parent_id == spans[11].span_id
+    assert spans[22].parent_id == spans[21].span_id
+    assert {spans[12].link, spans[22].link} == {lib.LINK_CONNECTION}
+    assert core.stats().links_ambiguous == 0
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("10.0.0.1", "127.0.0.1"),  # a socket bound to another address of the machine
+        ("127.0.0.1", "10.0.0.1"),
+        ("::1", "::1"),
+    ],
+)
+def test_loopback_is_no_link_between_network_namespaces(hosts):
+    core = Core()
+    exchange(core.pair(hosts=hosts, netns=(7, 8)))
+    assert by_kind(core.spans())[2].parent_id == ""
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        ("10.88.0.2", "10.88.0.3"),
+        ("fd00::2", "fd00::3"),
+        ("128.0.0.1", "126.255.255.255"),
+        ("::2", "::1:1"),
+        ("7f00::1", "::7f00:1"),  # the bytes of 127.0.0.1, elsewhere
+    ],
+)
+def test_other_addresses_are_linked_across_network_namespaces(hosts):
+    core = Core()
+    exchange(core.pair(hosts=hosts, netns=(7, 8)))
+    spans = by_kind(core.spans())
+    assert spans[2].parent_id == spans[3].span_id
+    assert spans[2].link == lib.LINK_CONNECTION
+
+
+def test_the_same_private_addresses_in_two_networks_give_no_link_where_the_sequence_does_not_tell():
+    core = Core()
+    hosts = ("10.88.0.2", "10.88.0.3")
+    one = core.pair(client_tgid=11, server_tgid=12, hosts=hosts, netns=(1, 2))
+    two = core.pair(client_tgid=21, server_tgid=22, hosts=hosts, netns=(3, 4))
+    exchange(one, two)
+    assert [s.parent_id for s in core.spans() if s.kind == 2] == ["", ""]
+    assert core.stats().links_ambiguous == 2

@@ -107,7 +107,7 @@ def test_tcp_spans_say_nothing_of_their_transport():
 
 def test_the_ends_of_a_unix_socket_are_linked_by_their_numbers():
     core = Core()
-    client = unix(core, CLIENT, tgid=200, own=0xFFFF88001234ABCD, peer=0xFFFF880056780000)
+    client = unix(core, CLIENT, tgid=200, own=0xFFFF88001234ABCD, peer=0xFFFF880056780000, netns=2)
     server = unix(core, SERVER, tgid=100, own=0xFFFF880056780000, peer=0xFFFF88001234ABCD)
     stranger = unix(core, CLIENT, tgid=300, own=0xFFFF88001234ABCE, peer=0xFFFF880056780000)
     for _ in range(3):

@@ -16,6 +16,7 @@ import pytest
 
 from benchmarks.agent import Agent
 from benchmarks.agent import agent as run_agent
+from benchmarks.patience import patience
 
 SERVER, CLIENT = 2, 3
 
@@ -96,7 +97,7 @@ class Traced:
     def now(self) -> list[Span]:
         return read_spans(self.file)
 
-    def wait_for(self, count: int, timeout_s: float = 10) -> list[Span]:
+    def wait_for(self, count: int, timeout_s: float = patience(10)) -> list[Span]:
         """The spans, as soon as there are `count`."""
         deadline = time.monotonic() + timeout_s
         while len(spans := self.now()) < count:

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import load, servers
 from benchmarks.agent import CHUNKS, agent, command
+from benchmarks.patience import patience
 from benchmarks.sink import sink
 from tests.end_to_end.conftest import SERVER
 from tests.end_to_end.test_lifecycle import GET, ask, wait_until
@@ -29,7 +30,7 @@ def run_agent(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         [*command(), "run", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(60),
         env={**os.environ, "EBPF_OTLP_TRACER_SELF_LISTEN": "", **env},
     )
 
@@ -140,7 +141,7 @@ def test_100000_short_connections(tmp_path: Path):
             [server.pid], exporters=["otlp"], env={**receiver.environment, **env}, folder=tmp_path
         ) as running:
             result = load.run(server.port, rate=4000, requests=100_000, close=True, connections=50)
-            receiver.wait_for_spans(len(result.ids()), timeout_s=30)
+            receiver.wait_for_spans(len(result.ids()), timeout_s=patience(30))
             wait_until(
                 lambda: running.counters().total("ebpf_otlp_tracer_core_connections") == 0,
                 lambda: f"{running.counters().total('ebpf_otlp_tracer_core_connections')} connections left",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ import pytest
 
 from benchmarks import servers
 from benchmarks.agent import Agent, Counters, agent, command
+from benchmarks.patience import patience
 from tests.end_to_end.conftest import CLIENT, SERVER, read_spans
 from tests.end_to_end.test_servers import connected, read_responses
 
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.kernel
 GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def wait_until(condition, what, timeout_s: float = 15.0):
+def wait_until(condition, what, timeout_s: float = patience(15.0)):
     """What the condition gives, once it gives something. what: a text, or a function that makes one."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
@@ -41,16 +43,15 @@ def selecting(tmp_path: Path, *selectors: str):
     """The agent with selectors of our own instead of process ids."""
     file = tmp_path / "spans.jsonl"
     process = subprocess.Popen(
-        [*command(), "run", *selectors, "--exporter", f"jsonl:{file}"],
+        [*command(), "run", *selectors, "--exporter", f"jsonl:{file}", "--set", "self.listen="],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "EBPF_OTLP_TRACER_SELF_LISTEN": ""},
     )
     said: list[str] = []
     reader = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
     reader.start()
     try:
-        wait_until(lambda: any("ready" in line for line in said), f"ready: {said}")
+        wait_until(lambda: any("ready: " in line for line in said), lambda: f"ready: {said}")
         yield file, said, process
     finally:
         if process.poll() is None:
@@ -214,9 +215,45 @@ def test_the_ledger_equals_what_the_kernel_counted(trace):
     assert classes["parsed"] == kernel
 
 
+def test_status_shows_the_figures_of_metrics_to_anybody(trace, tmp_path):
+    """Asked by another user, without privilege, by the configuration that the agent itself has."""
+    with servers.nginx() as server, trace(server.pids) as traced:
+        for i in range(17):
+            ask(server.port, f"s/{i}")
+        traced.wait_for(17)
+        listen = f"EBPF_OTLP_TRACER_SELF_LISTEN={traced.agent._listen}"
+        as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all"]
+        verb = [*as_nobody, "env", listen, *command(), "status"]
+        # the keeper's figures come once a second
+        wait_until(lambda: json.loads(run_text(*verb, "--json"))["processes"], "the keeper's figures")
+        counters, shown = traced.agent.counters(), json.loads(run_text(*verb, "--json"))
+        text, pids = run_text(*verb), traced.agent.pids
+    assert shown["services"] == {"nginx": {"requests": 17, "spans": 17, "orphans": 0}}
+    for what in ("chunks", "bytes"):
+        by_class = counters.by(f"ebpf_otlp_tracer_{what}_total", "class")
+        assert {name: counts[what] for name, counts in shown["ledger"].items()} == by_class
+        assert shown["kernel"][what] == counters.total(f"ebpf_otlp_tracer_kernel_{what}_total")
+    assert shown["kernel"]["chunks"] == 2 * 17
+    exported = counters.total("otel_sdk_exporter_span_exported_total")
+    assert shown["exporters"] == {"jsonl": {"spans": exported, "dropped": {}}}
+    assert exported == 17
+    assert list(shown["pids"].values()) == list(pids)
+    assert shown["processes"] == counters.total("ebpf_otlp_tracer_processes")
+    assert (shown["losses"], shown["gaps"], shown["capture"]["shed_share"]) == ([], [], 0)
+    # The tables are those of the summary at the end: from the services on, but for what the drain added.
+    assert text.partition("\n\n")[2].rstrip() in traced.agent.said
+    assert len(text.splitlines()) < 24
+
+
+def run_text(*arguments: str) -> str:
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
 def test_over_the_limit_the_reported_loss_is_the_true_loss(trace):
     """Nobody reads a small ring for a while: most is lost, and said to be, to the chunk."""
-    env = {"EBPF_OTLP_TRACER_CAPTURE_RING_BYTES": "65536"}
+    env = {"EBPF_OTLP_TRACER_CAPTURE_RING_BYTES": "65536", "EBPF_OTLP_TRACER_CAPTURE_SHED": "false"}
     with (
         servers.nginx() as server,
         trace(server.pids, exact=False, **env) as traced,

@@ -15,6 +15,7 @@ import h11
 import pytest
 
 from benchmarks import servers
+from benchmarks.patience import patience
 from tests.end_to_end.conftest import CLIENT, SERVER
 
 pytestmark = pytest.mark.kernel
@@ -29,7 +30,7 @@ KINDS = {
 
 @contextmanager
 def connected(port: int) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=patience(10)) as sock:
         yield sock
 
 
@@ -65,7 +66,7 @@ def test_curl_asks_nginx_23_times(trace):
 @pytest.mark.parametrize("kind", KINDS)
 def test_23_requests_of_all_sorts_on_one_connection(trace, kind):
     with KINDS[kind]() as server, trace(server.pids) as traced:
-        client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=patience(10))
         wanted = []
         for i in range(23):
             sent = b""
@@ -117,7 +118,7 @@ def test_a_client_gives_client_spans_and_its_service_the_other_end(trace):
     with servers.python_threads() as server:
         client = subprocess.Popen([sys.executable, "-c", script, str(server.port)], stdin=subprocess.PIPE)
         with trace([*server.pids, client.pid]) as traced:
-            client.communicate(b"go\n", timeout=20)
+            client.communicate(b"go\n", timeout=patience(20))
     clients, answered = traced.of(CLIENT), traced.of(SERVER)
     assert len(clients) == len(answered) == 23
     assert [s["url.full"] for s in clients] == [

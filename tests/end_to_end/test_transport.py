@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import servers
+from benchmarks.patience import patience
 from tests.end_to_end.conftest import SERVER
 from tests.end_to_end.test_servers import connected, read_responses
 
@@ -110,7 +111,7 @@ def test_a_large_chunked_download_has_its_size_and_is_not_copied(trace):
     try:
         port = int(process.stdout.readline())
         with trace([process.pid]) as traced:
-            client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=patience(60))
             for i in range(3):
                 client.request("GET", f"/{i}")
                 response = client.getresponse()
@@ -155,7 +156,7 @@ def test_ipv6_and_mapped_addresses(trace):
         port = int(server.stdout.readline())
         with trace([server.pid]) as traced:
             for host in ("::1", "127.0.0.1"):
-                with socket.create_connection((host, port), timeout=5) as sock:
+                with socket.create_connection((host, port), timeout=patience(5)) as sock:
                     sock.sendall(GET % b"v")
                     assert b"204" in sock.recv(4096)
     finally:
