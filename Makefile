@@ -54,7 +54,7 @@ format: $(STAMPS)/venv-test ## ruff's formatter
 fuzz: $(STAMPS)/venv-test ## parser and stream under libFuzzer, FUZZ_SECONDS each
 	$(PYTHON) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
-sanitize: $(STAMPS)/venv-test ## the core's tests on a core built with ASan and UBSan
+sanitize: $(STAMPS)/venv-test ## tests of the core and the encoder on builds with ASan and UBSan
 	$(PYTHON) -m tests.sanitize
 
 bench: build ## what tracing costs (root, 6 minutes)

@@ -19,6 +19,9 @@ SERIES_ROW = dtype_of(ffi, "struct series_row")
 LEDGER_ROW = dtype_of(ffi, "struct ledger_row")
 LEDGER_CLASSES = ("parsed", "truncated", "lost", "unknown", "late", "encrypted", "shed")  # enum ledger_class
 assert len(LEDGER_CLASSES) == lib.LEDGER_CLASSES
+GAP_CAUSES = ("lost", "unhooked", "shed", "truncated", "invalid", "overlap")  # enum gap_cause
+assert len(GAP_CAUSES) == lib.GAP_CAUSES
+PROTOCOLS = tuple(ffi.string(lib.protocol_name(number)).decode() for number in range(lib.PROTOCOL_COUNT))
 
 NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
@@ -35,7 +38,7 @@ class Engine:
         self._series = ffi.new("struct series_batch *")
         self._stats = ffi.new("struct core_stats *")
         self._counters = ffi.new("struct kernel_counters *")
-        self._ledger = np.empty(options["capture.processes_max"], LEDGER_ROW)
+        self._ledger = np.empty(options["capture.processes_max"] + 1, LEDGER_ROW)
 
     def map(self, ring: int, ring_bytes: int, demands: int, counters: int, cpus: int) -> None:
         """Maps the kernel's ring and arrays by their descriptors, which may be closed afterwards."""
@@ -88,11 +91,13 @@ class Engine:
         lib.core_kernel_counters(self._core, self._counters)
         return _fields(self._counters)
 
+    def process_gone(self, tgid: int) -> None:
+        """It ended: what waits on its Unix sockets becomes spans with the next polls."""
+        lib.core_process_gone(self._core, tgid)
+
     def forget(self, tgids: Sequence[int]) -> None:
         """Drops series, routes and ledger rows of processes that have ended."""
-        for tgid in tgids:
-            lib.core_process_gone(self._core, tgid)
-        lib.core_forget_gone(self._core)
+        lib.core_forget(self._core, list(tgids), len(tgids))
 
 
 def metric_bounds(metric: int) -> tuple[float, ...]:
@@ -126,6 +131,7 @@ def _new(options: Mapping[str, Any]) -> Any:
     config.pending_max = options["core.pending_max"]
     config.stream_bytes_max = options["core.stream_bytes_max"]
     config.buffer_bytes_max = options["core.buffer_bytes_max"]
+    config.processes_max = options["capture.processes_max"]
     config.batch_spans_max = options["core.batch_spans_max"]
     config.series_max = options["core.series_max"]
     config.hold_ns = int(options["core.hold_ms"] * NS_PER_MS)

@@ -33,7 +33,7 @@ import exporters
 from agent import __version__, messages, sandbox
 from agent.clock import Clock
 from agent.core._core import lib
-from agent.engine import Engine
+from agent.engine import PROTOCOLS, Engine
 from agent.errors import AgentError
 from agent.log import Log, capture_logging, write_stderr
 from agent.metrics import duration_metrics
@@ -69,7 +69,7 @@ class Pipeline:
         self.resources = ResourceTable(options["capture.processes_max"])
         self.own = agent_resource(setup["host"])
         self.exporters: Sequence[exporters.Exporter] = ()
-        self.ledger = Ledger(setup["earlier_ledger"])
+        self.ledger = Ledger(setup["earlier_ledger"], PROTOCOLS)
         self.spans: dict[str, int] = {}
         self.clock = Clock()
         self.stop_timeout_s: float | None = None
@@ -185,6 +185,7 @@ class Pipeline:
                     self.resources.put(message.fields["tgid"], message.fields["attributes"])
                 case "gone":
                     self.resources.gone(message.fields["tgid"])
+                    self.engine.process_gone(message.fields["tgid"])
                 case "keeper":
                     self._keeper_figures = message.fields["figures"]
                 case "stop":

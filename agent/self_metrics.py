@@ -47,7 +47,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure(OWN + "spans", "{span}", "sum", "Spans given to the exporters, by service.", "ledger.spans"),
     Figure(OWN + "requests", "{request}", "sum", "Requests seen, by service.", "ledger.requests"),
     Figure(OWN + "orphans", "{message}", "sum", "Responses without a request and requests whose answer was never seen, by service.", "ledger.orphans"),
-    Figure(OWN + "gaps", "{gap}", "sum", "Holes in streams that cost a message, by service.", "ledger.gaps"),
+    Figure(OWN + "gaps", "{gap}", "sum", "Holes in streams that could not be passed over, by service, protocol and cause.", "ledger.gaps"),
     # The kernel side.
     Figure(OWN + "kernel.chunks", "{chunk}", "sum", "Calls that moved bytes on traced TCP sockets.", "kernel.chunks"),
     Figure(OWN + "kernel.bytes", "By", "sum", "Their bytes.", "kernel.bytes"),
@@ -82,13 +82,14 @@ FIGURES: tuple[Figure, ...] = (
     Figure(OWN + "core.connections", "{connection}", "updown", "Connections that the core keeps now.", "core.connections"),
     Figure(OWN + "core.connections.evicted", "{connection}", "sum", "Connections forgotten: core.connections_max.", "core.connections_evicted"),
     Figure(OWN + "core.connections.expired", "{connection}", "sum", "Connections forgotten: core.idle_timeout_s.", "core.connections_expired"),
+    Figure(OWN + "core.processes.refused", "{event}", "sum", "Records of processes without a row of their own: capture.processes_max.", "core.processes_refused"),
     Figure(OWN + "core.buffered", "By", "updown", "Bytes held back for incomplete messages now.", "core.buffered_bytes"),
     Figure(OWN + "core.buffers.refused", "{buffer}", "sum", "Streams that wanted more than core.stream_bytes_max or core.buffer_bytes_max.", "core.buffers_refused"),
     Figure(OWN + "core.messages.invalid", "{message}", "sum", "Messages that the parser refused.", "core.messages_invalid"),
     Figure(OWN + "core.resyncs", "{resync}", "sum", "Searches for the next message after a gap or an invalid one.", "core.resyncs"),
     Figure(OWN + "core.responses.unmatched", "{message}", "sum", "Responses without a request.", "core.responses_unmatched"),
     Figure(OWN + "core.requests.unanswered", "{request}", "sum", "Requests closed, reset or timed out; they are spans.", "core.requests_unanswered"),
-    Figure(OWN + "core.requests.dropped", "{request}", "sum", "Requests without a span: core.pending_max, or lost track of.", "core.requests_dropped"),
+    Figure(OWN + "core.requests.dropped", "{request}", "sum", "Requests without a span: lost track of, core.pending_max, core.buffer_bytes_max.", "core.requests_dropped"),
     Figure(OWN + "core.spans", "{span}", "sum", "Spans made.", "core.spans"),
     Figure(OWN + "core.spans.unsampled", "{span}", "sum", "Spans left out by the sampler.", "core.spans_unsampled"),
     Figure(OWN + "core.spans.refused", "{span}", "sum", "Spans dropped because the batch was full: core.batch_spans_max.", "core.spans_refused"),
@@ -136,10 +137,15 @@ class Ledger:
     """The completeness ledger by service, over all processes there ever were."""
 
     CLASSES = ("parsed", "truncated", "lost", "unknown", "late", "encrypted", "shed")  # enum ledger_class
-    PLAIN = ("spans", "requests", "orphans", "gaps")
+    PLAIN = ("spans", "requests", "orphans")
+    GAPS = ("lost", "unhooked", "shed", "truncated", "invalid", "overlap")  # enum gap_cause
 
-    def __init__(self, earlier: Mapping[str, int]) -> None:
-        """earlier: `totals` of the pipelines before this one, which nobody can tell apart by service now."""
+    def __init__(self, earlier: Mapping[str, int], protocols: Sequence[str] = ()) -> None:
+        """earlier: `totals` of the pipelines before this one, which nobody can tell apart by service now.
+
+        protocols: their names, by number.
+        """
+        self._protocols = protocols
         self._past: dict[str, dict[str, int]] = {}  # of processes that were forgotten
         keys = [f"{what}.{name}" for what in ("chunks", "bytes") for name in self.CLASSES]
         self._earlier = {key: earlier.get(key, 0) for key in keys}
@@ -149,7 +155,7 @@ class Ledger:
         return self._earlier
 
     def by_service(self, rows: np.ndarray, resources: ResourceTable) -> dict[str, dict[str, int]]:
-        """service -> "chunks.parsed", "bytes.parsed", …, "requests", … -> count."""
+        """service -> "chunks.parsed", "bytes.parsed", …, "requests", …, "gaps.http1.lost", … -> count."""
         totals = {service: dict(counts) for service, counts in self._past.items()}
         self._add(totals, rows, resources)
         return totals
@@ -178,6 +184,9 @@ class Ledger:
                     counts[key] = counts.get(key, 0) + int(row[what][i])
             for key in self.PLAIN:
                 counts[key] = counts.get(key, 0) + int(row[key])
+            for protocol, cause in zip(*row["gaps"].nonzero(), strict=True):
+                key = f"gaps.{self._protocols[protocol]}.{self.GAPS[cause]}"
+                counts[key] = counts.get(key, 0) + int(row["gaps"][protocol][cause])
 
 
 # The kernel's own counts of what it sent no record of, in the classes of the ledger.
@@ -219,8 +228,14 @@ def ledger_samples(
     for service, count in spans.items():
         yield _ledger_sample("spans", {"service": service}, count)
     for service, counts in services.items():
-        for key in ("requests", "orphans", "gaps"):
+        for key in ("requests", "orphans"):
             yield _ledger_sample(key, {"service": service}, counts[key])
+        for key, count in counts.items():
+            if key.startswith("gaps."):
+                _, protocol, cause = key.split(".")
+                yield _ledger_sample(
+                    "gaps", {"service": service, "protocol": protocol, "cause": cause}, count
+                )
 
 
 def _ledger_sample(key: str, labels: dict[str, str], value: int) -> Sample:

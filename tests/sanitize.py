@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs tests/core on a core built with ASan and UBSan: `python -m tests.sanitize`.
+"""Runs the tests of all C on builds with ASan and UBSan: `python -m tests.sanitize`.
 
-The extension is built into a scratch copy of the tree, so that the one in use stays as it is.
+Both extensions are built into a scratch copy of the tree, so that those in use stay as they are.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1 -g"
+WHICH = "import agent.core._core as a, exporters._encode as b; print(a.__file__, b.__file__)"
 
 
 def main() -> int:
@@ -49,11 +50,19 @@ def main() -> int:
             UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1",
             PYTHONMALLOC="malloc",
         )
+        loaded = subprocess.run(
+            [sys.executable, "-c", WHICH], cwd=copy, env=environ, capture_output=True, text=True, check=True
+        )
+        for built in map(Path, loaded.stdout.split()):
+            if copy not in built.parents or b"__asan_init" not in built.read_bytes():
+                print(f"{built} is not what was built with the sanitizers", file=sys.stderr)
+                return 1
         tests = [
             sys.executable,
             "-m",
             "pytest",
             "tests/core",
+            "tests/exporters",
             "-p",
             "no:cacheprovider",
             "-k",

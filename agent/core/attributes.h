@@ -28,6 +28,8 @@ enum attribute_type {
     X(ERROR_TYPE, "error.type", 1)                                                                     \
     X(NETWORK_PROTOCOL_NAME, "network.protocol.name", 1)                                               \
     X(NETWORK_PROTOCOL_VERSION, "network.protocol.version", 1)                                         \
+    X(NETWORK_TRANSPORT, "network.transport", 0)                                                       \
+    X(NETWORK_LOCAL_ADDRESS, "network.local.address", 0)                                               \
     X(NETWORK_PEER_ADDRESS, "network.peer.address", 0)                                                 \
     X(NETWORK_PEER_PORT, "network.peer.port", 0)                                                       \
     X(CLIENT_ADDRESS, "client.address", 0)                                                             \

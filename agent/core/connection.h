@@ -4,21 +4,42 @@
 #include "engine.h"
 #include "stream.h"
 
+enum { UNIX_PATH_MAX = 108 }; /* sizeof(sockaddr_un.sun_path) */
+
+/* What is kept of an open_event. */
+struct endpoints {
+    uint8_t local_address[16];
+    uint8_t remote_address[16];
+    uint16_t local_port;
+    uint16_t remote_port;
+    uint32_t netns;
+    uint32_t tgid; /* of the process that used the connection last */
+    uint32_t peer_tgid;
+};
+
+/* Most connections are idle most of the time: what only a message in progress needs is in struct kept. */
 struct connection {
     uint64_t id;
-    struct open_event open; /* tuple, role, namespace */
-    const struct protocol *protocol; /* NULL: undecided */
-    uint8_t protocol_id;
-    uint8_t kind;    /* enum span_kind, once the direction of requests is known; 0 before */
-    bool opaque;     /* left its protocol for good */
-    uint8_t invalid; /* messages refused since the last good one */
-    struct stream streams[2]; /* by enum direction */
+    struct connection *id_next, *tuple_next; /* in core.connections, core.tuples */
+    struct connection *older, *newer;        /* by last activity */
     struct pending *first, *last; /* requests in the order they were sent, not yet spans */
+    uint64_t active_ns;           /* time of the last event */
+    uint64_t answered_ktime;      /* last chunk of the answering direction */
+    struct stream streams[2];     /* by enum direction */
+    struct endpoints open;
     uint32_t pending;
-    uint64_t active_ns; /* time of the last event */
-    struct connection *older, *newer;
-    struct connection *tuple_next;
-    uint64_t tuple_key;
+    uint32_t shed;       /* chunks left out under pressure, as far as records have told */
+    uint8_t protocol_id; /* PROTOCOL_UNDECIDED: not known yet */
+    uint8_t kind;        /* enum span_kind, once the direction of requests is known; 0 before */
+    uint8_t invalid;     /* messages refused since the last good one */
+    uint8_t transport;   /* enum transport */
+    bool opaque : 1;     /* left its protocol for good */
+    bool joined : 1;     /* announced to an earlier pipeline: its totals are not known yet */
+    bool pipelined : 1;  /* has asked before it was answered (loss.c) */
+    bool assumed : 1;    /* something was not seen: pairs rest on the client's waiting for its answers */
+    bool unsure : 1;     /* answers may come to requests that were not seen: no request is paired */
+    uint16_t path_size;
+    uint8_t path[]; /* of a Unix socket; behind the structure, which has no padding then */
 };
 
 /* Adds or renews the connection that the event announces. */
@@ -27,12 +48,24 @@ struct connection *connection_find(struct core *core, uint64_t conn_id);
 void connection_chunk(struct core *core, struct connection *c, const struct chunk_event *event);
 /* EVENT_FIN and EVENT_CLOSE; the latter frees the connection. */
 void connection_end(struct core *core, struct connection *c, const struct close_event *event);
-/* Request time-outs and idle connections; cheap when there is nothing to do. */
+/* Request time-outs, idle connections, those of processes that ended; cheap when there is nothing to do. */
 void connections_sweep(struct core *core);
 void connections_free(struct core *core);
+
+/* NULL: undecided. */
+static inline const struct protocol *protocol_of(const struct connection *c)
+{
+    return protocols[c->protocol_id];
+}
 
 /* Which stream carries requests. */
 static inline enum sender sender_of(const struct connection *c, unsigned direction)
 {
     return (c->kind == KIND_SERVER) == (direction == DIRECTION_IN) ? SENDER_CLIENT : SENDER_SERVER;
+}
+
+/* The direction of answers; of no meaning before the kind is known. */
+static inline unsigned answers_direction(const struct connection *c)
+{
+    return c->kind == KIND_SERVER ? DIRECTION_OUT : DIRECTION_IN;
 }

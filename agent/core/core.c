@@ -159,10 +159,9 @@ static void handle(struct core *core, const uint8_t *record)
             const struct chunk_event *e = (const void *)record;
             struct process *process = process_of(core, e->tgid);
             core->stats.events_unknown_connection++;
-            if (process) {
-                process->ledger.bytes[LEDGER_LOST] += e->size;
-                process->ledger.chunks[LEDGER_LOST] += !(h->flags & CHUNK_CONTINUED);
-            }
+            core->stats.processes_refused += process == &core->others;
+            process->ledger.bytes[LEDGER_LOST] += e->size;
+            process->ledger.chunks[LEDGER_LOST] += !(h->flags & CHUNK_CONTINUED);
         }
         return;
     }
@@ -344,6 +343,8 @@ uint32_t core_ledger(struct core *core, struct ledger_row *out, uint32_t max)
     for (uint32_t i = 0; t->mask && i <= t->mask && count < max; i++)
         if (t->slots[i].key)
             out[count++] = ((const struct process *)t->slots[i].value)->ledger;
+    if (core->stats.processes_refused && count < max)
+        out[count++] = core->others.ledger;
     return count;
 }
 
@@ -361,33 +362,34 @@ void core_kernel_counters(const struct core *core, struct kernel_counters *out)
 void core_process_gone(struct core *core, uint32_t tgid)
 {
     struct process *p = table_get(&core->processes, tgid);
-    if (p)
-        p->gone = true;
+    if (p == NULL)
+        return;
+    p->gone = true;
+    core->gone_ns = core->now_ns ? core->now_ns : 1;
 }
 
-void core_forget_gone(struct core *core)
+void core_forget(struct core *core, const uint32_t *tgids, uint32_t count)
 {
     bool any = false;
-    struct table *t = &core->processes;
-    for (uint32_t i = 0; t->mask && i <= t->mask && !any; i++)
-        any = t->slots[i].key && ((struct process *)t->slots[i].value)->gone;
+    for (uint32_t i = 0; i < count; i++) {
+        struct process *p = table_get(&core->processes, tgids[i]);
+        if (p)
+            p->forget = any = true;
+    }
     if (!any)
         return;
     series_forget(core);
-    /* Removal shifts entries back: a slot is looked at again until it holds nobody who is gone. */
-    for (uint32_t i = 0; i <= t->mask;) {
-        struct process *p = t->slots[i].key ? t->slots[i].value : NULL;
-        if (p && p->gone)
+    for (uint32_t i = 0; i < count; i++) {
+        struct process *p = table_get(&core->processes, tgids[i]);
+        if (p)
             process_free(core, p);
-        else
-            i++;
     }
 }
 
 void core_stats(const struct core *core, struct core_stats *out)
 {
     *out = core->stats;
-    out->memory_bytes += table_bytes(&core->connections) + table_bytes(&core->tuples) +
+    out->memory_bytes += chains_bytes(&core->connections) + chains_bytes(&core->tuples) +
                          table_bytes(&core->threads) + table_bytes(&core->processes) +
                          table_bytes(&core->series.index) + core->holds[0].capacity + core->holds[1].capacity;
 }

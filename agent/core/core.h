@@ -16,7 +16,8 @@ struct core_config {
     uint32_t connections_max;
     uint32_t pending_max;      /* requests waiting on one connection */
     uint32_t stream_bytes_max; /* held back by one direction */
-    uint64_t buffer_bytes_max; /* held back by all */
+    uint64_t buffer_bytes_max; /* held back by all; and, counted apart, by all requests that wait */
+    uint32_t processes_max;    /* with a ledger, series and routes of their own */
     uint32_t batch_spans_max;
     uint32_t series_max;
     uint64_t hold_ns;          /* events wait this long to be sorted by time */
@@ -69,17 +70,19 @@ struct series_batch {
 };
 void core_series(struct core *core, struct series_batch *out);
 
-/* The ledger by process; returns the number of rows written, at most max. Cumulative. */
+/* The ledger by process; returns the number of rows written, at most max. Cumulative. A row of tgid 0
+ * stands for all processes above processes_max. */
 uint32_t core_ledger(struct core *core, struct ledger_row *out, uint32_t max);
 
 /* The kernel side's counters, summed over CPUs, as struct kernel_counters of bpf/events.h. */
 struct kernel_counters;
 void core_kernel_counters(const struct core *core, struct kernel_counters *out);
 
-/* A process ended: its series and routes are dropped by the next core_forget_gone(), which is called
- * after they were exported a last time. */
+/* A process ended. Nobody tells of the end of its Unix sockets: requests that wait on those that no other
+ * process has used since are closed by the next polls, when its last events are through. */
 void core_process_gone(struct core *core, uint32_t tgid);
-void core_forget_gone(struct core *core);
+/* Drops series, routes and ledgers of processes that ended, after they were exported a last time. */
+void core_forget(struct core *core, const uint32_t *tgids, uint32_t count);
 
 /* The core's own counters. Each is exported by name (agent/self_metrics.py). */
 struct core_stats {
@@ -90,6 +93,7 @@ struct core_stats {
     uint64_t connections;          /* now */
     uint64_t connections_evicted;  /* table full */
     uint64_t connections_expired;  /* idle */
+    uint64_t processes_refused;    /* records of processes above processes_max: counted together */
     uint64_t buffered_bytes;       /* now */
     uint64_t buffers_refused;      /* a stream wanted more than its cap or than is left */
     uint64_t messages_invalid;     /* the parser refused */

@@ -2,8 +2,6 @@
 /* What every file of the core stands on: counted memory, random ids, the table of processes. */
 #include "engine.h"
 
-#define PROCESSES_MAX 65536 /* with a ledger of their own; bytes of others are counted together */
-
 void *core_allocate(struct core *core, void *old, size_t old_size, size_t new_size)
 {
     if (new_size == 0) {
@@ -30,17 +28,18 @@ uint64_t core_random(struct core *core)
 struct process *process_of(struct core *core, uint32_t tgid)
 {
     struct process *p = table_get(&core->processes, tgid);
-    if (p || tgid == 0 || core->processes.used >= PROCESSES_MAX)
+    if (p)
         return p;
-    p = core_allocate(core, NULL, 0, sizeof(*p));
+    bool room = tgid && core->processes.used < core->config.processes_max;
+    p = room ? core_allocate(core, NULL, 0, sizeof(*p)) : NULL;
     if (p == NULL)
-        return NULL;
+        return &core->others;
     p->ledger.tgid = tgid;
     p->routes = core->config.protocol.route_heuristic ? routes_new(core->config.protocol.routes_max) : NULL;
     if (!table_put(&core->processes, tgid, p)) {
         routes_free(p->routes);
         core_allocate(core, p, sizeof(*p), 0);
-        return NULL;
+        return &core->others;
     }
     return p;
 }
@@ -48,6 +47,7 @@ struct process *process_of(struct core *core, uint32_t tgid)
 void process_free(struct core *core, struct process *p)
 {
     table_remove(&core->processes, p->ledger.tgid);
+    table_shrink(&core->processes);
     routes_free(p->routes);
     core_allocate(core, p, sizeof(*p), 0);
 }

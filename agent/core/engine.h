@@ -4,6 +4,7 @@
 #include "core.h" /* first: brings the integer types that bpf/ leaves to its includer */
 #include "../../bpf/events.h"
 #include "../../bpf/protocols.h"
+#include "chains.h"
 #include "protocol.h"
 #include "ring.h"
 #include "table.h"
@@ -17,7 +18,8 @@ struct connection;
 struct process {
     struct ledger_row ledger;
     struct routes *routes;
-    bool gone;
+    bool gone;   /* it ended */
+    bool forget; /* by the next core_forget() */
 };
 
 /* Server requests that are open on one thread; the head of a list through pending.thread_next. */
@@ -63,13 +65,16 @@ struct core {
     const struct kernel_counters *counters;
     uint32_t cpus;
     uint64_t now_ns, swept_ns;
+    uint64_t requests_bytes; /* held by requests that wait: at most buffer_bytes_max, then they are dropped */
     uint64_t processed_ktime; /* latest event time that was processed */
 
-    struct table connections; /* conn_id -> struct connection */
-    struct table tuples;      /* hash of the address tuple -> struct connection, chained */
+    struct chains connections; /* by conn_id; at most connections_max, the longest idle one goes first */
+    struct chains tuples;      /* the same ones by their address tuple */
     struct connection *oldest, *newest; /* by last activity */
-    struct table threads;     /* tid -> struct thread */
-    struct table processes;   /* tgid -> struct process */
+    struct table threads;      /* tid -> struct thread, while a request is open on it: no more than those */
+    struct table processes;    /* tgid -> struct process; at most processes_max, then `others` */
+    struct process others;     /* all those that found no place: a row of the ledger with tgid 0 */
+    uint64_t gone_ns;          /* when a process was last reported to have ended; 0: seen to */
     struct series_table series;
 
     struct batch batches[2];
@@ -86,7 +91,7 @@ struct core {
 
 extern const struct protocol *const protocols[PROTOCOL_COUNT];
 
-/* Makes the record of a process it meets for the first time. NULL: memory is short, or there are too many. */
+/* Makes the record of a process it meets for the first time. Never NULL: see `others`. */
 struct process *process_of(struct core *core, uint32_t tgid);
 void process_free(struct core *core, struct process *process);
 /* 64 random bits, never zero. */

@@ -8,6 +8,9 @@
  *   client.address         Forwarded for, X-Forwarded-For, peer
  *   url.full                                                           scheme://authority/path?query
  *
+ * On a Unix socket the path that the server is bound to stands for its address where no host is named: the
+ * peer's of a client, the local one of a server, whose own peers have no name. There is no port then.
+ *
  * "Authority" is that of an absolute-form target, a CONNECT target or :authority. A host without a port
  * has the default port of its scheme, so that both sides of an exchange report the same. */
 #include "http.h"
@@ -179,13 +182,45 @@ static struct text first_of(struct text a, struct text b)
     return a.length ? a : b;
 }
 
-static void server_attributes(struct text authority, struct text scheme, struct builder *b)
+enum { ADDRESS_MAX = 128 }; /* an address of RFC 5952, or sockaddr_un.sun_path */
+
+/* The address that a Unix socket's server is bound to, as /proc/net/unix has it: '@' stands for the NUL of
+ * an abstract one. Empty: it is not known. */
+static struct text socket_path(const struct parse_context *context, char out[ADDRESS_MAX])
+{
+    size_t size = context->path_size < ADDRESS_MAX ? context->path_size : ADDRESS_MAX;
+    if (context->transport != TRANSPORT_UNIX || size == 0)
+        return TEXT("");
+    memcpy(out, context->path, size);
+    if (out[0] == '\0')
+        out[0] = '@';
+    else
+        size = strnlen(out, size);
+    return (struct text){(const uint8_t *)out, size};
+}
+
+/* Empty: the peer has no name, as clients of Unix sockets have none. */
+static struct text peer_address(const struct parse_context *context, char out[ADDRESS_MAX])
+{
+    if (context->transport != TRANSPORT_UNIX)
+        return (struct text){(const uint8_t *)out, address_text(out, context->remote_address)};
+    return context->kind == KIND_CLIENT ? socket_path(context, out) : TEXT("");
+}
+
+static void server_attributes(struct text authority, struct text scheme, const struct parse_context *context,
+                              struct builder *b)
 {
     struct text host;
     uint16_t port;
-    if (!url_authority(authority, &host, &port))
+    char address[ADDRESS_MAX];
+    bool local = context->transport == TRANSPORT_UNIX;
+    if (!url_authority(authority, &host, &port)) {
+        struct text path = socket_path(context, address);
+        if (path.length)
+            add_text(b, KEY_SERVER_ADDRESS, path, HTTP_HOST_MAX);
         return;
-    if (port == 0)
+    }
+    if (port == 0 && !local)
         port = text_is(scheme, "http") ? 80 : text_is(scheme, "https") ? 443 : 0;
     add_text(b, KEY_SERVER_ADDRESS, host, HTTP_HOST_MAX);
     if (port)
@@ -250,7 +285,8 @@ static void client_side(const struct http_request *request, const struct http_fi
     struct text scheme = first_of(request->url.scheme, TEXT("http"));
     char literal[64];
     uint16_t port;
-    if (!url_authority(authority, &host, &port)) { /* HTTP/1.0, and nothing else to go by */
+    bool named = url_authority(authority, &host, &port);
+    if (!named && context->transport != TRANSPORT_UNIX) { /* HTTP/1.0, and nothing else to go by */
         bool bracket = memchr(peer.bytes, ':', peer.length) != NULL;
         size_t size = 0;
         if (bracket)
@@ -266,9 +302,11 @@ static void client_side(const struct http_request *request, const struct http_fi
         for (; divisor; divisor /= 10)
             literal[size++] = (char)('0' + number / divisor % 10);
         authority = (struct text){(const uint8_t *)literal, size};
+        named = true;
     }
-    server_attributes(authority, scheme, b);
-    full_url(scheme, authority, &request->url, context->options, b);
+    server_attributes(authority, scheme, context, b);
+    if (named) /* a socket's path is no authority (RFC 3986, 3.2) */
+        full_url(scheme, authority, &request->url, context->options, b);
 }
 
 static void server_side(const struct http_request *request, const struct http_fields *fields,
@@ -293,11 +331,11 @@ static void server_side(const struct http_request *request, const struct http_fi
                      url_redact_query(query, sizeof query, url->query, context->options), sizeof query);
     }
     host = first_of(host, first_element(fields->forwarded_host));
-    server_attributes(first_of(first_of(host, url->authority), fields->host), scheme, b);
+    server_attributes(first_of(first_of(host, url->authority), fields->host), scheme, context, b);
     if (forwarded_address(node, &client) ||
         forwarded_address(first_element(fields->forwarded_for), &client))
         add_text(b, KEY_CLIENT_ADDRESS, client, HTTP_HOST_MAX);
-    else
+    else if (peer.length)
         add_text(b, KEY_CLIENT_ADDRESS, peer, HTTP_HOST_MAX);
     if (fields->user_agent.length) {
         uint8_t scratch[HTTP_FIELD_MAX];
@@ -305,20 +343,34 @@ static void server_side(const struct http_request *request, const struct http_fi
     }
 }
 
+static void network_attributes(struct text peer, const struct parse_context *context, struct builder *b)
+{
+    char address[ADDRESS_MAX];
+    if (context->transport != TRANSPORT_UNIX) {
+        add_text(b, KEY_NETWORK_PEER_ADDRESS, peer, peer.length);
+        builder_int(b, KEY_NETWORK_PEER_PORT, context->remote_port);
+        return;
+    }
+    add_text(b, KEY_NETWORK_TRANSPORT, TEXT("unix"), 4);
+    struct text path = socket_path(context, address);
+    if (path.length)
+        add_text(b, context->kind == KIND_CLIENT ? KEY_NETWORK_PEER_ADDRESS : KEY_NETWORK_LOCAL_ADDRESS, path,
+                 path.length);
+}
+
 void http_request_attributes(const struct http_request *request, const struct http_fields *fields,
                              const struct parse_context *context, struct builder *b)
 {
     const struct protocol_options *options = context->options;
-    char address[46];
-    struct text peer = {(const uint8_t *)address, address_text(address, context->remote_address)};
+    char address[ADDRESS_MAX];
+    struct text peer = peer_address(context, address);
     method_attributes(request->method, options, b);
     if (context->kind == KIND_CLIENT)
         client_side(request, fields, peer, context, b);
     else
         server_side(request, fields, peer, context, b);
     add_text(b, KEY_NETWORK_PROTOCOL_VERSION, request->version, request->version.length);
-    add_text(b, KEY_NETWORK_PEER_ADDRESS, peer, peer.length);
-    builder_int(b, KEY_NETWORK_PEER_PORT, context->remote_port);
+    network_attributes(peer, context, b);
     captured_attributes(fields, options->request_header_count, KEY_CAPTURED, b);
 }
 

@@ -120,6 +120,7 @@ void link_close(struct core *core, struct pending *p)
     p->on_thread = false;
     if (--t->open == 0) {
         table_remove(&core->threads, t->tid);
+        table_shrink(&core->threads);
         core_allocate(core, t, sizeof(*t), 0);
     }
 }

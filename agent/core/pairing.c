@@ -25,6 +25,7 @@ static struct pending *pending_new(struct core *core, struct connection *c, uint
         core_allocate(core, p, sizeof(*p), 0);
         return NULL;
     }
+    core->requests_bytes += sizeof(*p) + p->capacity;
     p->connection = c;
     if (c->last)
         c->last->next = p;
@@ -51,23 +52,29 @@ static void pending_free(struct core *core, struct pending *p)
         if (c->streams[i].current == p)
             c->streams[i].current = NULL;
     link_close(core, p);
+    core->requests_bytes -= sizeof(*p) + p->capacity;
     core_allocate(core, p->data, p->capacity, 0);
     core_allocate(core, p, sizeof(*p), 0);
+}
+
+static void count_dropped(struct core *core, uint32_t tgid)
+{
+    process_of(core, tgid)->ledger.orphans++;
+    core->stats.requests_dropped++;
 }
 
 struct pending *pairing_request(struct core *core, struct connection *c, const struct chunk_event *event,
                                 const struct stream *s, const struct step *step, const uint8_t *window,
                                 const struct builder *attributes)
 {
-    if (c->pending >= core->config.pending_max) {
-        /* Without this one the order is broken: no answer that follows could be told apart. */
-        pairing_drop_all(core, c);
-    }
+    bool room = c->pending < core->config.pending_max && core->requests_bytes < core->config.buffer_bytes_max;
     uint32_t tracestate = step->tracestate.length <= TRACESTATE_MAX ? step->tracestate.length : 0;
-    struct pending *p = pending_new(core, c, tracestate, attributes->size);
+    struct pending *p = room && !c->unsure ? pending_new(core, c, tracestate, attributes->size) : NULL;
     if (p == NULL) {
-        core->stats.requests_dropped++;
-        pairing_drop_all(core, c);
+        /* Those before it keep their place. Behind it no answer can be told apart, if there are others. */
+        c->assumed = true;
+        c->unsure |= c->pipelined;
+        count_dropped(core, event->tgid);
         return NULL;
     }
     p->start_ktime = s->message_ktime;
@@ -100,6 +107,7 @@ struct pending *pairing_response(struct core *core, struct connection *c, const 
     uint8_t *data = core_allocate(core, p->data, p->capacity, (size_t)used + attributes->size);
     if (data) {
         p->data = data;
+        core->requests_bytes += used + attributes->size - p->capacity;
         p->capacity = used + attributes->size;
         memcpy(p->data + used, attributes->data, attributes->size);
         p->attributes_size += attributes->size;
@@ -165,11 +173,11 @@ void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, 
         .options = &core->config.protocol,
         .attributes = list,
         .attributes_size = p->attributes_size,
-        .routes = process ? process->routes : NULL,
+        .routes = process->routes,
     };
     struct builder out = {.data = list, .size = p->attributes_size, .capacity = p->attributes_size + FINISH_ROOM};
     struct finished finished = {.metric = METRIC_COUNT};
-    c->protocol->finish(&exchange, &finished, &out);
+    protocol_of(c)->finish(&exchange, &finished, &out);
     static const char *const methods[] = {NULL, "traceparent", "connection", "thread"};
     if (methods[p->link])
         builder_text(&out, KEY_LINK_METHOD, methods[p->link], strlen(methods[p->link]), 64);
@@ -213,17 +221,13 @@ void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, 
     memcpy(list + out.size, finished.name, finished.name_size);
     batch->size += state + out.size + padded(finished.name_size);
     core->stats.spans++;
-    if (process)
-        process->ledger.spans++;
+    process->ledger.spans++;
     pending_free(core, p);
 }
 
 static void drop(struct core *core, struct pending *p)
 {
-    struct process *process = process_of(core, p->tgid);
-    if (process)
-        process->ledger.orphans++;
-    core->stats.requests_dropped++;
+    count_dropped(core, p->tgid);
     pending_free(core, p);
 }
 
@@ -233,10 +237,11 @@ void pairing_drop_all(struct core *core, struct connection *c)
         drop(core, c->first);
 }
 
-void pairing_drop_after(struct core *core, struct pending *p)
+void pairing_drop_unanswered(struct core *core, struct connection *c)
 {
-    while (p->next)
-        drop(core, p->next);
+    struct pending *answered = c->first && c->first->responded ? c->first : NULL;
+    while (answered ? answered->next : c->first)
+        drop(core, answered ? answered->next : c->first);
 }
 
 void pairing_finish_all(struct core *core, struct connection *c, enum outcome outcome, uint64_t ktime_ns)

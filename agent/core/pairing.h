@@ -29,9 +29,9 @@ struct pending *pairing_response(struct core *core, struct connection *c, const 
                                  const struct step *step, const struct builder *attributes);
 /* Makes the span and frees the exchange. */
 void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, uint64_t end_ktime);
-/* Frees without a span: which answer belongs to which request is no longer known. */
+/* Frees without a span: which answer belongs to which request is not known any more. */
 void pairing_drop_all(struct core *core, struct connection *c);
-/* The same for those that were asked after this one. */
-void pairing_drop_after(struct core *core, struct pending *p);
+/* The same for those of which no answer was seen to begin. */
+void pairing_drop_unanswered(struct core *core, struct connection *c);
 /* All that wait become spans that were never (fully) answered. */
 void pairing_finish_all(struct core *core, struct connection *c, enum outcome outcome, uint64_t ktime_ns);

@@ -11,6 +11,7 @@
 #include "cursor.h"
 #include "options.h"
 #include "span.h"
+#include "../../bpf/events.h"
 
 enum sender { SENDER_CLIENT, SENDER_SERVER };
 enum pairing { PAIR_IN_ORDER, PAIR_BY_ID };
@@ -50,6 +51,9 @@ struct parse_context {
     const uint8_t *local_address, *remote_address; /* 16 bytes, IPv4 as ::ffff:a.b.c.d */
     uint16_t local_port, remote_port;
     const struct protocol_options *options;
+    uint8_t transport; /* enum transport of bpf/events.h; ports and addresses are those of TCP and UDP */
+    uint16_t path_size;
+    const uint8_t *path; /* TRANSPORT_UNIX: the address that the server is bound to, as the kernel has it */
 };
 
 /* How an exchange ended. */

@@ -21,7 +21,7 @@
 #include <stdlib.h>
 
 enum {
-    SEGMENTS_MAX = 8,
+    PATH_SEGMENTS_MAX = 8,
     LITERAL_MAX = 64,
     EXTENSION_MAX = 5,
     HEX_MIN = 8,
@@ -198,7 +198,7 @@ uint32_t routes_match(struct routes *routes, const char *path, uint32_t size, ch
             length++;
         if (length == 0)
             continue;
-        if (segments++ == SEGMENTS_MAX || !put_segment(&r, path + at, length, end == size)) {
+        if (segments++ == PATH_SEGMENTS_MAX || !put_segment(&r, path + at, length, end == size)) {
             r.size = before;
             r.max = max;
             put(&r, star, sizeof star);

@@ -131,7 +131,7 @@ void series_forget(struct core *core)
     for (uint32_t i = 0; i < old.count; i++) {
         const struct series_row *from = &old.rows[i];
         struct process *process = table_get(&core->processes, from->tgid);
-        if (process == NULL || process->gone)
+        if (process == NULL || process->forget)
             continue;
         struct series_row *to = series_row(core, from->tgid, from->metric, old.arena + from->attributes_offset,
                                            from->attributes_size, UINT32_MAX, from->start_ktime_ns);

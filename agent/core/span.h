@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The columns that leave the core: a span is one row and one list of attributes in the batch's arena. */
 #pragma once
+#include "../../bpf/protocols.h"
 #include <stdint.h>
 
 enum span_kind { KIND_SERVER = 2, KIND_CLIENT = 3 }; /* numbers of OTLP's Span.SpanKind */
@@ -10,7 +11,7 @@ enum span_status { STATUS_UNSET = 0, STATUS_ERROR = 2 };
 enum link_method {
     LINK_NONE = 0,        /* a root */
     LINK_TRACEPARENT = 1, /* read off the wire */
-    LINK_CONNECTION = 2,  /* the other end of the same TCP connection, on this host */
+    LINK_CONNECTION = 2,  /* the other end of the same connection, on this host */
     LINK_THREAD = 3,      /* the one request open on the thread that sent this one */
 };
 
@@ -73,13 +74,25 @@ enum ledger_class {
     LEDGER_CLASSES,
 };
 
+/* Why a stream has a hole that cost it its place: what the parser had to do without. */
+enum gap_cause {
+    GAP_LOST,      /* the ring refused records */
+    GAP_UNHOOKED,  /* bytes are missing that no count of the kernel side explains: a call that is not hooked */
+    GAP_SHED,      /* left out under pressure */
+    GAP_TRUNCATED, /* not copied: the budget */
+    GAP_INVALID,   /* the parser refused what came */
+    GAP_OVERLAP,   /* two threads moved bytes at once: the order is not known */
+    GAP_CAUSES,
+};
+
 struct ledger_row {
-    uint32_t tgid;
-    uint32_t gaps; /* holes in streams that cost a message */
+    uint32_t tgid; /* 0: all processes that have no row of their own */
+    uint32_t padding;
+    uint32_t gaps[PROTOCOL_COUNT][GAP_CAUSES]; /* by enum protocol_id */
     uint64_t chunks[LEDGER_CLASSES];
     uint64_t bytes[LEDGER_CLASSES];
     uint64_t spans;
     uint64_t requests; /* messages that asked */
     uint64_t orphans;  /* responses without a request, requests whose answer was never seen */
 };
-_Static_assert(sizeof(struct ledger_row) == 144, "ledger_row");
+_Static_assert(sizeof(struct ledger_row) == 144 + PROTOCOL_COUNT * GAP_CAUSES * 4, "ledger_row");

@@ -5,6 +5,7 @@
  * that the budget left out, the captured tail. Each part is fed on its own: feed_hole(), feed_bytes(). */
 #include "connection.h"
 #include "demand.h"
+#include "loss.h"
 #include "pairing.h"
 #include "../../bpf/classify.h"
 
@@ -22,8 +23,12 @@ struct feed {
     const struct chunk_event *event;
     struct ledger_row *ledger;
     unsigned direction;
+    bool overtakes; /* a request that begins here did not wait for the answers before it */
     bool parsed; /* some byte of the chunk was in a message */
     enum ledger_class as; /* else: what became of it */
+    uint64_t ktime_ns; /* of a message that ends now: the event's, or earlier, if its end was not seen */
+    uint64_t step_pos; /* first byte of the step being read */
+    uint32_t need, tried; /* what the parser said of an incomplete step: see struct kept */
 };
 
 static void account(struct feed *f, enum ledger_class as, uint64_t bytes)
@@ -35,23 +40,116 @@ static void account(struct feed *f, enum ledger_class as, uint64_t bytes)
         f->as = as;
 }
 
-static void buffer_drop(struct core *core, struct stream *s)
+static void count_gap(struct feed *f, enum gap_cause cause)
 {
-    core->stats.buffered_bytes -= s->length;
-    core_allocate(core, s->buffer, s->capacity, 0);
-    s->buffer = NULL;
-    s->length = s->capacity = s->need = s->tried = 0;
+    f->ledger->gaps[f->c->protocol_id][cause]++;
+}
+
+static bool is_request(const struct feed *f)
+{
+    return sender_of(f->c, f->direction) == SENDER_CLIENT;
+}
+
+static bool is_answer(const struct feed *f)
+{
+    return f->c->kind && sender_of(f->c, f->direction) == SENDER_SERVER;
+}
+
+/* --- what is kept between records ------------------------------------------------------------------- */
+
+static uint32_t kept_length(const struct stream *s)
+{
+    return s->kept ? s->kept->length : 0;
+}
+
+/* Room for `capacity` bytes; NULL when memory is short: nothing changed. */
+static struct kept *kept_resize(struct core *core, struct stream *s, uint32_t capacity)
+{
+    size_t before = s->kept ? sizeof(*s->kept) + s->kept->capacity : 0;
+    struct kept *kept = core_allocate(core, s->kept, before, sizeof(*kept) + capacity);
+    if (kept) {
+        kept->capacity = capacity;
+        s->kept = kept;
+    }
+    return kept;
+}
+
+static void kept_drop(struct core *core, struct stream *s)
+{
+    if (s->kept == NULL)
+        return;
+    core->stats.buffered_bytes -= s->kept->length;
+    core_allocate(core, s->kept, sizeof(*s->kept) + s->kept->capacity, 0);
+    s->kept = NULL;
+}
+
+static bool is_zero(const uint64_t state[STREAM_STATE_SIZE / 8])
+{
+    uint64_t any = 0;
+    for (int i = 0; i < STREAM_STATE_SIZE / 8; i++)
+        any |= state[i];
+    return any == 0;
+}
+
+/* The bytes were read; the parser's state stays, if it has one. */
+static void kept_drop_bytes(struct core *core, struct stream *s)
+{
+    if (is_zero(s->kept->state)) {
+        kept_drop(core, s);
+        return;
+    }
+    core->stats.buffered_bytes -= s->kept->length;
+    s->kept->length = s->kept->need = s->kept->tried = 0;
+    kept_resize(core, s, 0);
+}
+
+/* False when memory is short. */
+static bool keep_state(struct core *core, struct stream *s, const uint64_t state[STREAM_STATE_SIZE / 8])
+{
+    bool zero = is_zero(state);
+    if (s->kept == NULL && (zero || kept_resize(core, s, 0) == NULL))
+        return zero;
+    memcpy(s->kept->state, state, STREAM_STATE_SIZE);
+    if (zero && s->kept->length == 0)
+        kept_drop(core, s);
+    return true;
+}
+
+/* Keeps what the parser could not read yet. False: the caps do not allow it. */
+static bool keep(struct core *core, struct stream *s, uint32_t tgid, const uint8_t *bytes, size_t n)
+{
+    uint64_t wanted = (uint64_t)kept_length(s) + n;
+    if (n == 0)
+        return true;
+    if (wanted > core->config.stream_bytes_max ||
+        core->stats.buffered_bytes + n > core->config.buffer_bytes_max)
+        return false;
+    if (s->kept == NULL || wanted > s->kept->capacity) {
+        uint32_t capacity = s->kept && s->kept->capacity ? s->kept->capacity : 512;
+        while (capacity < wanted)
+            capacity *= 2;
+        if (kept_resize(core, s, capacity) == NULL)
+            return false;
+    }
+    if (s->kept->length == 0)
+        s->kept->tgid = tgid;
+    memcpy(s->kept->bytes + s->kept->length, bytes, n);
+    s->kept->length += (uint32_t)n;
+    core->stats.buffered_bytes += n;
+    return true;
 }
 
 void stream_free(struct core *core, struct stream *s)
 {
-    buffer_drop(core, s);
+    kept_drop(core, s);
 }
+
+/* --- messages --------------------------------------------------------------------------------------- */
 
 void stream_lose(struct core *core, struct connection *c, unsigned direction, enum ledger_class as)
 {
     struct stream *s = &c->streams[direction];
-    buffer_drop(core, s);
+    kept_drop(core, s);
     if (s->whole)
         demand_mode(core, c, direction, DEMAND_DEFAULT);
     s->sync = SYNC_LOST;
@@ -59,14 +157,19 @@ void stream_lose(struct core *core, struct connection *c, unsigned direction, en
     s->skip = 0;
     s->current = NULL;
     s->in_message = s->ends = s->whole = false;
-    memset(s->state, 0, sizeof(s->state));
 }
 
-/* The bytes that the buffer held were counted as parsed when they came: count them as `as` instead. */
-static void buffer_disown(struct feed *f, enum ledger_class as)
+/* The bytes that are kept were counted as parsed when they came: count them as `as` instead. Where several
+ * processes wrote one message, those of the first; who ended since has no row to correct. */
+static void kept_disown(struct feed *f, enum ledger_class as)
 {
-    f->ledger->bytes[LEDGER_PARSED] -= f->s->length;
-    f->ledger->bytes[as] += f->s->length;
+    struct process *owner = f->s->kept ? table_get(&f->core->processes, f->s->kept->tgid) : NULL;
+    if (owner == NULL)
+        owner = &f->core->others;
+    uint64_t *parsed = &owner->ledger.bytes[LEDGER_PARSED], n = kept_length(f->s);
+    n = n < *parsed ? n : *parsed;
+    *parsed -= n;
+    owner->ledger.bytes[as] += n;
 }
 
 /* The message is complete: `skip` has passed. */
@@ -80,8 +183,8 @@ static void message_end(struct feed *f)
     }
     s->in_message = s->ends = false;
     s->current = NULL;
-    if (p && sender_of(f->c, f->direction) == SENDER_SERVER)
-        pairing_finish(f->core, p, OUTCOME_ANSWERED, f->event->header.ktime_ns);
+    if (p && !is_request(f))
+        pairing_finish(f->core, p, OUTCOME_ANSWERED, f->ktime_ns);
     else if (p)
         p->request_ended = true;
 }
@@ -91,7 +194,7 @@ static void pass_over(struct feed *f, uint64_t n)
 {
     struct stream *s = f->s;
     if (s->skip == SKIP_TO_END) {
-        if (s->current && sender_of(f->c, f->direction) == SENDER_SERVER)
+        if (s->current && !is_request(f))
             s->current->response_body += n;
         else if (s->current)
             s->current->request_body += n;
@@ -111,14 +214,6 @@ static void become_opaque(struct feed *f)
     demand_protocol(f->core, f->c, PROTOCOL_UNKNOWN);
 }
 
-/* A response of which the end was not seen is complete when something else follows it. */
-static void finish_unseen(struct feed *f, struct stream *answers)
-{
-    struct pending *p = f->c->first;
-    if (p && p->responded && answers->sync == SYNC_LOST)
-        pairing_finish(f->core, p, OUTCOME_ANSWERED, answers->last_ktime);
-}
-
 /* One step of the parser was read: what does it begin, what does it end? */
 static void take_step(struct feed *f, const struct step *step, const uint8_t *window, size_t consumed,
                       const struct builder *attributes)
@@ -129,8 +224,11 @@ static void take_step(struct feed *f, const struct step *step, const uint8_t *wi
     enum sender sender = sender_of(c, f->direction);
     c->invalid = 0;
     if (step->begins) {
-        if (sender == SENDER_CLIENT)
-            finish_unseen(f, &c->streams[!f->direction]);
+        if (sender == SENDER_CLIENT) {
+            loss_before_request(core, c);
+            c->pipelined |= f->overtakes;
+            c->unsure |= f->overtakes;
+        }
         s->in_message = true;
         s->current = NULL;
         if (sender == SENDER_CLIENT)
@@ -146,13 +244,13 @@ static void take_step(struct feed *f, const struct step *step, const uint8_t *wi
     }
     s->skip = step->skip;
     s->ends = step->ends;
-    bool whole = step->whole && !step->ends && s->step_pos - s->message_pos < WHOLE_MAX;
+    bool whole = step->whole && !step->ends && (uint32_t)f->step_pos - s->message_pos < WHOLE_MAX;
     if (whole != s->whole) {
         s->whole = whole;
         demand_mode(core, c, f->direction, whole ? DEMAND_WHOLE : DEMAND_DEFAULT);
     }
     if (step->skip >= DEMAND_SKIP_MIN) {
-        uint64_t at = s->step_pos + consumed; /* position of the first byte to pass over */
+        uint64_t at = f->step_pos + consumed; /* position of the first byte to pass over */
         demand_skip(core, c, f->direction, step->skip == SKIP_TO_END ? UINT64_MAX : at + step->skip);
     }
     if (step->ends && step->skip == 0)
@@ -165,36 +263,12 @@ static void take_step(struct feed *f, const struct step *step, const uint8_t *wi
 static void refuse(struct feed *f)
 {
     f->core->stats.messages_invalid++;
-    f->ledger->gaps++;
+    count_gap(f, GAP_INVALID);
     f->c->invalid++;
-    buffer_disown(f, LEDGER_UNKNOWN);
+    kept_disown(f, LEDGER_UNKNOWN);
+    loss_of_requests(f->core, f->c);
     pairing_drop_all(f->core, f->c);
     stream_lose(f->core, f->c, f->direction, LEDGER_UNKNOWN);
-}
-
-/* Keeps what the parser could not read yet. False: the caps do not allow it. */
-static bool keep(struct core *core, struct stream *s, const uint8_t *bytes, size_t n)
-{
-    if (n == 0)
-        return true;
-    uint64_t wanted = (uint64_t)s->length + n;
-    if (wanted > core->config.stream_bytes_max ||
-        core->stats.buffered_bytes + n > core->config.buffer_bytes_max)
-        return false;
-    if (wanted > s->capacity) {
-        size_t capacity = s->capacity ? s->capacity : 512;
-        while (capacity < wanted)
-            capacity *= 2;
-        uint8_t *grown = core_allocate(core, s->buffer, s->capacity, capacity);
-        if (grown == NULL)
-            return false;
-        s->buffer = grown;
-        s->capacity = (uint32_t)capacity;
-    }
-    memcpy(s->buffer + s->length, bytes, n);
-    s->length += (uint32_t)n;
-    core->stats.buffered_bytes += n;
-    return true;
 }
 
 /* Reads as many steps as the window holds. Returns the bytes used, skips included; fewer than `length`
@@ -205,6 +279,7 @@ static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, u
     struct core *core = f->core;
     struct stream *s = f->s;
     struct connection *c = f->c;
+    const struct protocol *protocol = protocol_of(c);
     size_t used = 0;
     while (used < length && s->sync == SYNC_OK && !c->opaque) {
         if (s->skip) {
@@ -215,13 +290,16 @@ static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, u
         }
         if (!s->in_message) {
             s->message_ktime = used == 0 ? first_ktime : f->event->header.ktime_ns;
-            s->message_pos = base + used;
+            s->message_pos = (uint32_t)(base + used);
         }
-        s->step_pos = base + used;
+        f->step_pos = base + used;
+        uint64_t state[STREAM_STATE_SIZE / 8] = {0};
+        if (s->kept)
+            memcpy(state, s->kept->state, sizeof(state));
         struct step step = {0};
         struct builder attributes = {.data = core->scratch, .capacity = ATTRIBUTES_MAX};
         struct cursor in = cursor_over(window + used, length - used);
-        in.seen = used == 0 ? s->tried : 0;
+        in.seen = used == 0 ? f->tried : 0;
         struct parse_context context = {
             .sender = sender_of(c, f->direction),
             .kind = c->kind,
@@ -230,18 +308,21 @@ static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, u
             .remote_address = c->open.remote_address,
             .local_port = c->open.local_port,
             .remote_port = c->open.remote_port,
+            .transport = c->transport,
+            .path = c->path,
+            .path_size = c->path_size,
             .options = &core->config.protocol,
         };
-        enum parse_status status = c->protocol->parse(&in, &context, s->state, &step, &attributes);
+        enum parse_status status = protocol->parse(&in, &context, state, &step, &attributes);
         size_t consumed = (size_t)(in.at - in.start);
         core->stats.attributes_left_out += attributes.left_out;
         if (status == PARSE_NEED_MORE) {
-            s->need = (uint32_t)(in.need < UINT32_MAX ? in.need : 0);
-            s->tried = (uint32_t)(length - used);
+            f->need = (uint32_t)(in.need < UINT32_MAX ? in.need : 0);
+            f->tried = (uint32_t)(length - used);
             return used;
         }
-        s->tried = 0;
-        if (status != PARSE_OK || consumed == 0) {
+        f->tried = 0;
+        if (status != PARSE_OK || consumed == 0 || !keep_state(core, s, state)) {
             refuse(f);
             return used;
         }
@@ -267,8 +348,7 @@ static bool decide(struct feed *f, const uint8_t *bytes, size_t n)
             return false;
         c->kind = asks == (f->direction == DIRECTION_IN) ? KIND_SERVER : KIND_CLIENT;
     }
-    if (c->protocol == NULL) {
-        c->protocol = protocols[id];
+    if (protocol_of(c) == NULL) {
         c->protocol_id = id;
         if (f->event->header.protocol == PROTOCOL_UNDECIDED)
             demand_protocol(f->core, c, id);
@@ -284,17 +364,69 @@ static enum verdict could_start(const uint8_t *bytes, size_t n)
     return classify(first, n < sizeof(first) ? (uint32_t)n : sizeof(first), &id);
 }
 
-/* Bytes of an answering stream that were not understood may hold the answer to anything that waits,
- * but for one whose head was read already. */
-static void answers_hidden(struct feed *f)
+/* Bytes of an answering stream that were not understood may hold the answer to anything that waits. */
+static void hidden(struct feed *f)
 {
-    struct connection *c = f->c;
-    if (c->first == NULL || c->kind == 0 || sender_of(c, f->direction) != SENDER_SERVER)
+    if (is_answer(f) && f->c->first)
+        loss_of_answers(f->core, f->c);
+}
+
+/* What is kept of an incomplete step is `n` bytes more: is it complete now? */
+static void read_kept(struct feed *f, const uint8_t *bytes, size_t n, uint64_t base)
+{
+    struct core *core = f->core;
+    struct stream *s = f->s;
+    uint64_t first_ktime = s->message_ktime;
+    base -= s->kept->length;
+    if (!keep(core, s, f->event->tgid, bytes, n)) {
+        core->stats.buffers_refused++;
+        refuse(f);
         return;
-    if (c->first->responded)
-        pairing_drop_after(f->core, c->first);
-    else
-        pairing_drop_all(f->core, c);
+    }
+    if (s->kept->length < s->kept->need)
+        return;
+    f->need = 0;
+    f->tried = s->kept->tried;
+    size_t used = read_steps(f, s->kept->bytes, s->kept->length, base, first_ktime);
+    if (s->sync != SYNC_OK || s->kept == NULL) /* refused, or left the protocol: nothing is kept */
+        return;
+    if (used == s->kept->length) {
+        kept_drop_bytes(core, s);
+        return;
+    }
+    s->kept->need = f->need;
+    s->kept->tried = f->tried;
+    if (used) {
+        memmove(s->kept->bytes, s->kept->bytes + used, s->kept->length - used);
+        s->kept->length -= (uint32_t)used;
+        core->stats.buffered_bytes -= used;
+        if (!s->in_message)
+            s->message_ktime = f->event->header.ktime_ns;
+    }
+}
+
+/* Which protocol? Asked of the first bytes, those that were kept with them. False: not known yet, or none. */
+static bool decide_so_far(struct feed *f, const uint8_t *bytes, size_t n)
+{
+    struct stream *s = f->s;
+    uint8_t first[CLASSIFY_BYTES];
+    size_t known = kept_length(s) < sizeof(first) ? kept_length(s) : sizeof(first);
+    size_t more = sizeof(first) - known < n ? sizeof(first) - known : n;
+    if (known)
+        memcpy(first, s->kept->bytes, known);
+    memcpy(first + known, bytes, more);
+    if (decide(f, first, known + more))
+        return true;
+    if (could_start(first, known + more) == VERDICT_MAYBE && keep(f->core, s, f->event->tgid, bytes, n)) {
+        account(f, LEDGER_PARSED, n);
+        if (s->kept->length == n)
+            s->message_ktime = f->event->header.ktime_ns;
+        return false;
+    }
+    kept_disown(f, LEDGER_UNKNOWN);
+    account(f, LEDGER_UNKNOWN, n);
+    stream_lose(f->core, f->c, f->direction, LEDGER_UNKNOWN);
+    return false;
 }
 
 static void feed_bytes(struct feed *f, const uint8_t *bytes, size_t n, bool at_start)
@@ -310,52 +442,37 @@ static void feed_bytes(struct feed *f, const uint8_t *bytes, size_t n, bool at_s
         account(f, LEDGER_UNKNOWN, n);
         return;
     }
-    bool undecided = c->protocol == NULL || c->kind == 0;
+    bool undecided = protocol_of(c) == NULL || c->kind == 0;
     if (s->sync == SYNC_LOST) {
         bool looks = at_start && decide(f, bytes, n);
-        if (!looks || c->protocol->resync(bytes, n, 0, sender_of(c, f->direction)) != 0) {
+        if (!looks || protocol_of(c)->resync(bytes, n, 0, sender_of(c, f->direction)) != 0) {
             c->invalid += looks && c->invalid < UINT8_MAX;
             account(f, s->lost_as, n);
-            answers_hidden(f);
+            hidden(f);
             return;
         }
-        finish_unseen(f, s);
-        if (sender_of(c, f->direction) == SENDER_CLIENT)
-            finish_unseen(f, &c->streams[!f->direction]);
+        if (is_answer(f))
+            loss_finish_unseen(core, c);
         s->sync = SYNC_OK;
         core->stats.resyncs += s->lost_as != LEDGER_LATE;
         undecided = false;
     } else if (s->sync == SYNC_NEW) {
         s->sync = SYNC_OK;
     }
-    if (undecided) {
-        uint8_t first[CLASSIFY_BYTES];
-        size_t known = s->length < sizeof(first) ? s->length : sizeof(first);
-        size_t more = sizeof(first) - known < n ? sizeof(first) - known : n;
-        memcpy(first, s->buffer ? s->buffer : bytes, s->buffer ? known : 0);
-        memcpy(first + (s->buffer ? known : 0), bytes, more);
-        size_t have = (s->buffer ? known : 0) + more;
-        if (!decide(f, first, have)) {
-            if (could_start(first, have) == VERDICT_MAYBE && keep(core, s, bytes, n)) {
-                account(f, LEDGER_PARSED, n);
-                if (s->length == n)
-                    s->message_ktime = f->event->header.ktime_ns;
-                return;
-            }
-            buffer_disown(f, LEDGER_UNKNOWN);
-            account(f, LEDGER_UNKNOWN, n);
-            stream_lose(core, c, f->direction, LEDGER_UNKNOWN);
-            return;
-        }
-    }
+    if (undecided && !decide_so_far(f, bytes, n))
+        return;
     account(f, LEDGER_PARSED, n);
-    if (s->length == 0) {
+    if (kept_length(s) == 0) {
+        f->tried = 0;
         size_t used = read_steps(f, bytes, n, base, f->event->header.ktime_ns);
         if (s->sync == SYNC_OK && used < n) {
             if (!s->in_message)
                 s->message_ktime = f->event->header.ktime_ns;
-            if (keep(core, s, bytes + used, n - used))
+            if (keep(core, s, f->event->tgid, bytes + used, n - used)) {
+                s->kept->need = f->need;
+                s->kept->tried = f->tried;
                 return;
+            }
             core->stats.buffers_refused++;
             refuse(f);
         }
@@ -365,74 +482,123 @@ static void feed_bytes(struct feed *f, const uint8_t *bytes, size_t n, bool at_s
         }
         return;
     }
-    uint64_t first_ktime = s->message_ktime;
-    base -= s->length;
-    if (!keep(core, s, bytes, n)) {
-        core->stats.buffers_refused++;
-        refuse(f);
-        return;
-    }
-    if (s->length < s->need)
-        return;
-    s->need = 0;
-    size_t used = read_steps(f, s->buffer, s->length, base, first_ktime);
-    if (s->sync != SYNC_OK || s->buffer == NULL) /* refused, or left the protocol: the buffer is gone */
-        return;
-    if (used == s->length) {
-        buffer_drop(core, s);
-    } else if (used) {
-        memmove(s->buffer, s->buffer + used, s->length - used);
-        s->length -= (uint32_t)used;
-        core->stats.buffered_bytes -= used;
-        if (!s->in_message)
-            s->message_ktime = f->event->header.ktime_ns;
-    }
+    read_kept(f, bytes, n, base);
 }
 
-/* n bytes that nobody copied. `lost`: they never came, and are in no chunk that did. */
-static void feed_hole(struct feed *f, uint64_t n, bool lost)
+/* n bytes that the parser cannot have. */
+enum hole {
+    HOLE_INSIDE,      /* of a chunk that came: not copied */
+    HOLE_TOLD,        /* before it: records told of the loss when it was new, and loss.c drew its conclusions */
+    HOLE_UNEXPLAINED, /* before it: moved by calls that are not hooked, nobody knows when */
+};
+
+/* What a hole that is not passed over means for the exchanges. */
+static void conclude(struct feed *f, enum hole hole)
+{
+    struct connection *c = f->c;
+    struct pending *p = f->s->current;
+    c->assumed = true;
+    if (c->kind == 0)
+        return;
+    /* Within the body of one answer the exchange is still known, only where it ends is not. */
+    if (p && p->responded && !is_request(f))
+        p->size_unknown = true;
+    if (is_request(f))
+        loss_of_requests(f->core, c);
+    else if (hole != HOLE_TOLD || c->pipelined)
+        loss_of_answers(f->core, c);
+}
+
+static void feed_hole(struct feed *f, uint64_t n, enum hole hole, enum gap_cause cause)
 {
     struct connection *c = f->c;
     struct stream *s = f->s;
+    bool inside = hole == HOLE_INSIDE;
     if (n == 0)
         return;
     s->seen += n;
-    enum ledger_class as = lost ? LEDGER_LOST : LEDGER_TRUNCATED;
     if (c->opaque || s->sync == SYNC_LOST) {
-        if (!lost)
+        if (inside)
             account(f, c->opaque ? LEDGER_UNKNOWN : s->lost_as, n);
-        answers_hidden(f);
+        if (hole != HOLE_TOLD)
+            hidden(f);
         return;
     }
-    if (s->sync == SYNC_OK && s->skip >= n && s->length == 0) {
-        if (!lost)
-            account(f, LEDGER_PARSED, n);
-        pass_over(f, n);
+    /* The part that was still to be passed over is in order. */
+    uint64_t body = kept_length(s) ? 0 : n < s->skip ? n : s->skip;
+    if (body) {
+        if (inside)
+            account(f, LEDGER_PARSED, body);
+        pass_over(f, body);
+        n -= body;
+    }
+    if (n == 0)
         return;
-    }
-    if (!lost) {
-        /* The part that was still to be passed over is in order. */
-        uint64_t skipped = s->length == 0 && s->skip < n ? s->skip : 0;
-        account(f, LEDGER_PARSED, skipped);
-        account(f, LEDGER_TRUNCATED, n - skipped);
-    }
-    buffer_disown(f, as);
-    f->ledger->gaps++;
-    /* Within the body of one answer the exchange is still known, only where it ends is not. */
-    bool in_answer = !lost && s->in_message && !s->ends && s->current && s->current->responded;
-    if (in_answer) {
-        s->current->size_unknown = true;
-        pairing_drop_after(f->core, s->current);
-    } else {
-        pairing_drop_all(f->core, c);
-    }
+    enum ledger_class as = inside ? LEDGER_TRUNCATED : LEDGER_LOST;
+    if (inside)
+        account(f, as, n);
+    kept_disown(f, as);
+    count_gap(f, cause);
+    conclude(f, hole);
     stream_lose(f->core, c, f->direction, as);
+}
+
+/* n bytes before the chunk that are in no record. Those that were passed over on demand stand last. */
+static void missing(struct feed *f, uint64_t n)
+{
+    uint64_t quiet = f->event->quiet_bytes < n ? f->event->quiet_bytes : n;
+    uint8_t told = f->s->told;
+    enum gap_cause cause = told & TOLD_UNSENT ? GAP_LOST : told ? GAP_SHED : GAP_UNHOOKED;
+    f->ktime_ns = f->c->answered_ktime; /* not later than this was seen of what ends in there */
+    feed_hole(f, n - quiet, told ? HOLE_TOLD : HOLE_UNEXPLAINED, cause);
+    feed_hole(f, quiet, told ? HOLE_TOLD : HOLE_UNEXPLAINED, told ? cause : GAP_TRUNCATED);
+    f->ktime_ns = f->event->header.ktime_ns;
+}
+
+/* Two threads moved bytes at once: in which order is not known, nor which requests wait now. */
+static void overlap(struct feed *f)
+{
+    struct connection *c = f->c;
+    f->s->seen = f->event->pos;
+    if (c->opaque)
+        return;
+    count_gap(f, GAP_OVERLAP);
+    kept_disown(f, LEDGER_LOST);
+    c->pipelined |= c->kind && is_request(f); /* and two requests at once are not those of a client that waits */
+    loss_of_requests(f->core, c);
+    pairing_drop_all(f->core, c);
+    stream_lose(f->core, c, f->direction, LEDGER_LOST);
+}
+
+/* Is the chunk where the one before it ended? False: its place is a guess. */
+static bool arrive(struct feed *f)
+{
+    struct stream *s = f->s;
+    const struct chunk_event *e = f->event;
+    bool in_place = true;
+    if (s->seen == 0) { /* the first that came: what was lost before it has no size */
+        s->seen = e->pos;
+        if (s->told && s->sync == SYNC_NEW) {
+            count_gap(f, s->told & TOLD_UNSENT ? GAP_LOST : GAP_SHED);
+            conclude(f, HOLE_TOLD);
+            stream_lose(f->core, f->c, f->direction, LEDGER_LOST);
+        }
+    }
+    bool guessed = (e->header.flags & (CHUNK_OVERLAP | CHUNK_CONTINUED)) == CHUNK_OVERLAP;
+    if (guessed || e->pos < s->seen) {
+        overlap(f);
+        in_place = false;
+    } else if (e->pos > s->seen) {
+        missing(f, e->pos - s->seen);
+    }
+    s->told = TOLD_NOTHING;
+    return in_place;
 }
 
 /* Whether the call ends as an answer ends whose framing was lost from sight. */
 static bool terminates(const struct connection *c, const struct chunk_event *e)
 {
-    const char *terminator = c->protocol ? c->protocol->terminator : NULL;
+    const char *terminator = protocol_of(c) ? protocol_of(c)->terminator : NULL;
     size_t n = terminator ? strlen(terminator) : 0;
     uint32_t captured = (uint32_t)e->head + e->tail;
     bool to_the_end = e->offset + captured == e->size || e->tail >= n;
@@ -442,36 +608,25 @@ static bool terminates(const struct connection *c, const struct chunk_event *e)
 void stream_chunk(struct core *core, struct connection *c, unsigned direction, const struct chunk_event *e)
 {
     struct process *process = process_of(core, e->tgid);
-    static struct process nobody; /* memory is short: counted together, shown by no one */
     struct stream *s = &c->streams[direction];
-    struct feed f = {core, c, s, e, &(process ? process : &nobody)->ledger, direction, false, LEDGER_LATE};
-
-    if (s->sync == SYNC_NEW || (s->sync == SYNC_LOST && s->seen == 0))
-        s->seen = e->pos - (e->unsent_chunks[direction] ? e->quiet_bytes + 1 : 0); /* the first seen may not be the first */
-    if (e->pos > s->seen) {
-        uint64_t gap = e->pos - s->seen, quiet = e->quiet_bytes < gap ? e->quiet_bytes : gap;
-        if (gap > quiet)
-            feed_hole(&f, gap - quiet, true);
-        feed_hole(&f, quiet, true); /* counted by the kernel side */
-    } else if (e->pos < s->seen) {
-        f.ledger->gaps++;
-        pairing_drop_all(core, c);
-        stream_lose(core, c, direction, LEDGER_LOST);
-        s->seen = e->pos;
-    }
-    s->unsent = e->unsent_chunks[direction];
+    struct feed f = {.core = core, .c = c, .s = s, .event = e, .ledger = &process->ledger,
+                     .direction = direction, .ktime_ns = e->header.ktime_ns};
+    core->stats.processes_refused += process == &core->others;
+    f.overtakes = loss_told(core, c, e->unsent_chunks, e->shed_chunks, e);
+    bool in_place = arrive(&f);
     f.as = s->sync == SYNC_LOST ? s->lost_as : LEDGER_UNKNOWN;
     f.parsed = false;
-    bool at_start = !(e->header.flags & CHUNK_CONTINUED) && e->offset == 0;
+    bool at_start = in_place && !(e->header.flags & CHUNK_CONTINUED) && e->offset == 0;
     uint32_t middle = e->size - e->offset - e->head - e->tail;
-    feed_hole(&f, e->offset, false);
+    feed_hole(&f, e->offset, HOLE_INSIDE, GAP_TRUNCATED);
     feed_bytes(&f, e->payload, e->head, at_start);
-    feed_hole(&f, middle, false);
+    feed_hole(&f, middle, HOLE_INSIDE, GAP_TRUNCATED);
     feed_bytes(&f, e->payload + e->head, e->tail, false);
-    s->last_ktime = e->header.ktime_ns;
-    bool answers = c->kind && sender_of(c, direction) == SENDER_SERVER;
-    if (answers && s->sync == SYNC_LOST && terminates(c, e))
-        finish_unseen(&f, s);
+    if (is_answer(&f)) {
+        c->answered_ktime = e->header.ktime_ns;
+        if (s->sync == SYNC_LOST && terminates(c, e))
+            loss_finish_unseen(core, c);
+    }
     if (!(e->header.flags & CHUNK_CONTINUED))
         f.ledger->chunks[f.parsed ? LEDGER_PARSED : f.as]++;
 }
@@ -491,8 +646,9 @@ void stream_end(struct core *core, struct connection *c, unsigned direction, uin
     s->current = NULL;
     s->in_message = s->ends = false;
     s->skip = 0;
+    p->size_unknown |= s->told && sender_of(c, direction) == SENDER_SERVER;
     if (sender_of(c, direction) == SENDER_SERVER)
-        pairing_finish(core, p, OUTCOME_ANSWERED, s->last_ktime ? s->last_ktime : ktime_ns);
+        pairing_finish(core, p, OUTCOME_ANSWERED, c->answered_ktime ? c->answered_ktime : ktime_ns);
     else
         p->request_ended = true;
 }

@@ -18,25 +18,35 @@ enum sync {
     SYNC_LOST, /* waiting for a message start */
 };
 
+/* Why bytes are missing before the next record of a stream, as any record of the connection has told. */
+enum told { TOLD_NOTHING = 0, TOLD_UNSENT = 1, TOLD_SHED = 2 };
+
+/* What a stream keeps from one record to the next: the parser's state, unless it is zero, and the bytes of
+ * an incomplete step. An idle stream keeps nothing. */
+struct kept {
+    uint64_t state[STREAM_STATE_SIZE / 8];
+    uint32_t length, capacity; /* of bytes */
+    uint32_t need;  /* the parser said: not before the window is this long */
+    uint32_t tried; /* length of the window it said that of */
+    uint32_t tgid;  /* in whose ledger the bytes count as parsed */
+    uint8_t bytes[];
+};
+
 struct stream {
-    uint64_t seen;   /* position behind the last byte that came or is known to be missing */
+    uint64_t seen;   /* position behind the last byte that came or is known to be missing; 0: none did */
     uint64_t skip;   /* bytes still to pass over; SKIP_TO_END */
-    uint64_t message_ktime, message_pos; /* first byte of the message being read */
-    uint64_t step_pos; /* first byte of the step being read */
-    uint64_t last_ktime; /* last chunk */
+    uint64_t message_ktime;  /* first byte of the message being read */
     struct pending *current; /* the exchange this message belongs to; NULL: none */
-    uint32_t unsent; /* chunks the ring refused, as far as records have told */
-    uint8_t *buffer; /* bytes of an incomplete step */
-    uint32_t length, capacity;
-    uint32_t need;    /* the parser said: not before the window is this long */
-    uint32_t tried;   /* length of the window it said that of */
+    struct kept *kept;
+    uint32_t message_pos; /* low half of its first byte's position: on TCP the sequence number */
+    uint32_t unsent;  /* chunks the ring refused, as far as records have told */
     uint8_t sync;     /* enum sync */
     uint8_t lost_as;  /* enum ledger_class of bytes that come while SYNC_LOST */
+    uint8_t told;     /* enum told */
     bool in_message;  /* a head was read, the end was not */
     bool ends;        /* the message is complete when `skip` is 0 */
     bool whole;       /* the kernel side was asked for all bytes */
     bool ended;       /* FIN */
-    uint64_t state[STREAM_STATE_SIZE / 8]; /* the parser's own */
 };
 
 /* A record of this direction: bytes, holes, messages, in this order. */
@@ -47,3 +57,9 @@ void stream_end(struct core *core, struct connection *c, unsigned direction, uin
 void stream_free(struct core *core, struct stream *s);
 /* Forgets the message in progress and waits for a start. */
 void stream_lose(struct core *core, struct connection *c, unsigned direction, enum ledger_class as);
+
+/* Within a body that ends where its head says, or with the connection: what is missing may be all body. */
+static inline bool stream_in_body(const struct stream *s)
+{
+    return s->sync == SYNC_OK && s->in_message && s->ends && s->skip;
+}

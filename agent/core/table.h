@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+enum { TABLE_MIN = 64 };
+
 struct table_slot {
     uint64_t key; /* 0: free */
     void *value;
@@ -48,22 +50,34 @@ static inline void table_place(struct table *t, uint64_t key, void *value)
     t->slots[i] = (struct table_slot){key, value};
 }
 
+/* False when memory is short: nothing changed. */
+static inline bool table_resize(struct table *t, uint32_t size)
+{
+    struct table resized = {calloc(size, sizeof(*resized.slots)), size - 1, 0};
+    if (resized.slots == NULL)
+        return false;
+    for (uint32_t i = 0; t->mask && i <= t->mask; i++)
+        if (t->slots[i].key)
+            table_place(&resized, t->slots[i].key, t->slots[i].value);
+    free(t->slots);
+    *t = resized;
+    return true;
+}
+
 /* Sets or replaces. False when memory is short: nothing changed. */
 static inline bool table_put(struct table *t, uint64_t key, void *value)
 {
-    if (t->mask == 0 || t->used >= t->mask - t->mask / 4) {
-        uint32_t size = t->mask ? (t->mask + 1) * 2 : 64;
-        struct table grown = {calloc(size, sizeof(*grown.slots)), size - 1, 0};
-        if (grown.slots == NULL)
-            return false;
-        for (uint32_t i = 0; t->mask && i <= t->mask; i++)
-            if (t->slots[i].key)
-                table_place(&grown, t->slots[i].key, t->slots[i].value);
-        free(t->slots);
-        *t = grown;
-    }
+    if ((t->mask == 0 || t->used >= t->mask - t->mask / 4) && !table_resize(t, t->mask ? (t->mask + 1) * 2 : TABLE_MIN))
+        return false;
     table_place(t, key, value);
     return true;
+}
+
+/* Gives memory back when little is used. To be called where no slot is being looked at. */
+static inline void table_shrink(struct table *t)
+{
+    if (t->mask >= TABLE_MIN && t->used < t->mask / 8)
+        table_resize(t, (t->mask + 1) / 2);
 }
 
 static inline void table_remove(struct table *t, uint64_t key)

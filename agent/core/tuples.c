@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The table of address tuples; see tuples.h. Equal tuples (of two network namespaces, or of a connection
- * whose end has not been told yet) stand in a chain, the newest first. */
+/* The table of address tuples; see tuples.h. It chains all connections whose tuples have one hash, among
+ * them equal ones (of two network namespaces, or of a connection whose end has not been told yet). */
 #include "tuples.h"
 
 static uint64_t tuple_key(const uint8_t *from, uint16_t from_port, const uint8_t *to, uint16_t to_port)
@@ -9,36 +9,25 @@ static uint64_t tuple_key(const uint8_t *from, uint16_t from_port, const uint8_t
     memcpy(a, from, 16);
     memcpy(b, to, 16);
     uint64_t key = table_mix(a[1] + 0x9e3779b97f4a7c15ULL * from_port) ^ table_mix(a[0] + 1);
-    key = table_mix(key + b[1]) + table_mix(b[0] + 2) + 0xc2b2ae3d27d4eb4fULL * to_port;
-    return key ? key : 1;
+    return table_mix(key + b[1]) + table_mix(b[0] + 2) + 0xc2b2ae3d27d4eb4fULL * to_port;
 }
+
+static uint64_t own_key(const void *entry)
+{
+    const struct endpoints *o = &((const struct connection *)entry)->open;
+    return tuple_key(o->local_address, o->local_port, o->remote_address, o->remote_port);
+}
+
+#define BY_TUPLE ((struct chain_of){offsetof(struct connection, tuple_next), own_key})
 
 void tuple_insert(struct core *core, struct connection *c)
 {
-    const struct open_event *o = &c->open;
-    c->tuple_key = tuple_key(o->local_address, o->local_port, o->remote_address, o->remote_port);
-    c->tuple_next = table_get(&core->tuples, c->tuple_key);
-    if (!table_put(&core->tuples, c->tuple_key, c))
-        c->tuple_key = 0; /* memory is short: this connection cannot be linked */
+    chains_add(&core->tuples, c, BY_TUPLE); /* memory is short: this connection cannot be linked */
 }
 
 void tuple_remove(struct core *core, struct connection *c)
 {
-    if (c->tuple_key == 0)
-        return;
-    struct connection *at = table_get(&core->tuples, c->tuple_key);
-    if (at == c) {
-        if (c->tuple_next)
-            table_put(&core->tuples, c->tuple_key, c->tuple_next);
-        else
-            table_remove(&core->tuples, c->tuple_key);
-    }
-    for (; at && at != c; at = at->tuple_next)
-        if (at->tuple_next == c) {
-            at->tuple_next = c->tuple_next;
-            break;
-        }
-    c->tuple_key = 0;
+    chains_remove(&core->tuples, c, BY_TUPLE);
 }
 
 static bool is_loopback(const uint8_t *address)
@@ -48,23 +37,26 @@ static bool is_loopback(const uint8_t *address)
 }
 
 /* Each network namespace has a loopback of its own, and packets of it never leave. Other addresses are
- * seen from several: through a veth, a bridge, a route between them. */
-static bool may_meet(const struct open_event *x, const struct open_event *y)
+ * seen from several: through a veth, a bridge, a route between them; and Unix sockets through a volume. */
+static bool may_meet(const struct connection *a, const struct connection *b)
 {
-    return x->netns == y->netns || !(is_loopback(x->local_address) || is_loopback(x->remote_address));
+    const struct endpoints *x = &a->open;
+    return x->netns == b->open.netns || a->transport == TRANSPORT_UNIX ||
+           !(is_loopback(x->local_address) || is_loopback(x->remote_address));
 }
 
 bool tuple_mirrors(const struct connection *a, const struct connection *b)
 {
-    const struct open_event *x = &a->open, *y = &b->open;
-    return may_meet(x, y) && x->local_port == y->remote_port && x->remote_port == y->local_port &&
+    const struct endpoints *x = &a->open, *y = &b->open;
+    return a->transport == b->transport && may_meet(a, b) && x->local_port == y->remote_port &&
+           x->remote_port == y->local_port &&
            memcmp(x->local_address, y->remote_address, 16) == 0 &&
            memcmp(x->remote_address, y->local_address, 16) == 0;
 }
 
 struct connection *tuple_partners(struct core *core, const struct connection *c)
 {
-    const struct open_event *o = &c->open;
-    return table_get(&core->tuples,
-                     tuple_key(o->remote_address, o->remote_port, o->local_address, o->local_port));
+    const struct endpoints *o = &c->open;
+    return chains_first(&core->tuples,
+                        tuple_key(o->remote_address, o->remote_port, o->local_address, o->local_port));
 }

@@ -11,7 +11,7 @@ import pytest
 from agent.core._core import ffi
 
 from agent import status
-from agent.engine import LEDGER_CLASSES, LEDGER_ROW
+from agent.engine import GAP_CAUSES, LEDGER_CLASSES, LEDGER_ROW, PROTOCOLS
 from agent.own_process import OwnProcess, private_bytes
 from agent.resources import ResourceTable
 from agent.self_metrics import (
@@ -60,11 +60,14 @@ def ledger_rows(*tgids: int) -> np.ndarray:
         row["chunks"][:6] = np.arange(1, 7) * tgid
         row["bytes"][:6] = np.arange(1, 7) * tgid * 100
         row["requests"] = tgid
+        row["gaps"][PROTOCOLS.index("http1")][GAP_CAUSES.index("shed")] = tgid
+        row["gaps"][0][GAP_CAUSES.index("lost")] = tgid == 1
     return rows
 
 
 def test_classes_are_those_of_the_core() -> None:
     assert Ledger.CLASSES == LEDGER_CLASSES
+    assert Ledger.GAPS == GAP_CAUSES
 
 
 def test_every_chunk_of_the_kernel_stands_in_one_class() -> None:
@@ -72,7 +75,7 @@ def test_every_chunk_of_the_kernel_stands_in_one_class() -> None:
     resources.put(1, {"service.name": "a"})
     resources.put(2, {"service.name": "b"})
     resources.put(4, {"service.name": "a"})
-    ledger = Ledger({"chunks.parsed": 10, "bytes.parsed": 1000})
+    ledger = Ledger({"chunks.parsed": 10, "bytes.parsed": 1000}, PROTOCOLS)
     ledger.keep(ledger_rows(4), resources)
     services = ledger.by_service(ledger_rows(1, 2), resources)
     assert services["a"]["chunks.truncated"] == 2 + 8
@@ -96,6 +99,14 @@ def test_every_chunk_of_the_kernel_stands_in_one_class() -> None:
     }
     differences = {s.figure.source: s.value for s in samples if "difference" in s.figure.source}
     assert differences == {"ledger.difference_chunks": 0, "ledger.difference_bytes": 7}
+    gaps = [(s.labels, s.value) for s in samples if s.figure.source == "ledger.gaps"]
+    assert sorted(gaps, key=str) == [
+        ({"service": "a", "protocol": "http1", "cause": "shed"}, 4 + 1),
+        ({"service": "a", "protocol": "undecided", "cause": "lost"}, 1),
+        ({"service": "b", "protocol": "http1", "cause": "shed"}, 2),
+    ]
+    page = prometheus_text(samples)
+    assert 'ebpf_otlp_tracer_gaps_total{service="b",protocol="http1",cause="shed"} 2\n' in page
 
 
 def test_difference_is_zero_when_nothing_was_traced() -> None:

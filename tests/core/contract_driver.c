@@ -512,7 +512,9 @@ static int bench(void)
                                           "AWSAccessKeyId", "Signature", "sig", "X-Goog-Signature"};
     static const uint8_t peer[16] = {[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 1};
     options = (struct protocol_options){1, 500, 7, secrets, 10, methods, 0, NULL, 0, NULL};
-    struct parse_context context = {SENDER_CLIENT, KIND_SERVER, 0, peer, peer, 80, 41234, &options};
+    struct parse_context context = {.sender = SENDER_CLIENT, .kind = KIND_SERVER, .local_address = peer,
+                                    .remote_address = peer, .local_port = 80, .remote_port = 41234,
+                                    .options = &options};
     char *curl = "GET /users/42?verbose=1 HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nUser-Agent: curl/7.88.1\r\n"
                  "Accept: */*\r\n\r\n";
     static char browser[8192];

@@ -11,6 +11,7 @@ from typing import Any
 from agent.core._core import ffi, lib
 
 from agent.config import KNOWN_METHODS, REDACTED_KEYS
+from agent.engine import GAP_CAUSES, PROTOCOLS
 from agent.spans import keys_of, read_attributes
 
 IN, OUT = lib.DIRECTION_IN, lib.DIRECTION_OUT
@@ -137,6 +138,7 @@ class Core:
             "pending_max": 1024,
             "stream_bytes_max": 128 * 1024,
             "buffer_bytes_max": 32 << 20,
+            "processes_max": 64,
             "batch_spans_max": 8192,
             "series_max": 100,
             "hold_ns": 5 * MS,
@@ -302,7 +304,12 @@ class Core:
                     "spans": row.spans,
                     "requests": row.requests,
                     "orphans": row.orphans,
-                    "gaps": row.gaps,
+                    "gaps": {
+                        f"{PROTOCOLS[p]}.{cause}": row.gaps[p][k]
+                        for p in range(lib.PROTOCOL_COUNT)
+                        for k, cause in enumerate(GAP_CAUSES)
+                        if row.gaps[p][k]
+                    },
                 }
         return {}
 

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Which pairs are still certain after a loss; see loss.h.
+ *
+ * Every record tells how many chunks of either direction were lost so far, so a loss is known before
+ * anything that came after it, and what came after it need not pay for it. Then:
+ *
+ *   lost or not seen    what waits                              what comes
+ *   a request           keeps its place: a server answers in    paired, if the client is one that waits
+ *                       the order of the requests (RFC 9112,    for its answers
+ *                       9.3.2)
+ *   an answer           is dropped: it may have been answered.  paired, if the client waits
+ *                       An answer whose head was read keeps
+ *                       its span, without a size
+ *   part of a body of   is not concerned                        is paired
+ *   known length
+ *
+ * A client that waits: nothing else is due when it asks. That is every client that was not yet seen to ask
+ * before it was answered. One that was (`pipelined`) is not trusted again: after a loss none of its requests
+ * is paired (`unsure`), until so long a silence that they would have timed out. Once pairs rest on the
+ * client's waiting (`assumed`), to see it pipeline has the same effect. */
+#include "loss.h"
+#include "pairing.h"
+
+static bool grew(uint32_t now, uint32_t *known)
+{
+    bool more = (int32_t)(now - *known) > 0;
+    if (more)
+        *known = now;
+    return more;
+}
+
+/* Between two messages, as far as is known. */
+static bool between(const struct stream *s)
+{
+    return s->sync != SYNC_LOST && !s->in_message && s->skip == 0 && (s->kept == NULL || s->kept->length == 0);
+}
+
+bool loss_told(struct core *core, struct connection *c, const uint32_t unsent[2], uint32_t shed,
+               const struct chunk_event *chunk)
+{
+    uint32_t before[2] = {c->streams[0].unsent, c->streams[1].unsent};
+    bool told_before[2] = {c->streams[0].told, c->streams[1].told};
+    if (c->joined) { /* told to an earlier pipeline */
+        c->joined = false;
+        c->streams[0].unsent = unsent[0];
+        c->streams[1].unsent = unsent[1];
+        c->shed = shed;
+        return false;
+    }
+    if (chunk) {
+        struct stream *own = &c->streams[chunk->header.direction & 1];
+        if ((int32_t)(unsent[chunk->header.direction & 1] - own->unsent) < 0) {
+            /* A send has the time of its entry and the totals of its exit: it was sorted before this
+             * record and told of a loss that is still to come. It will be told again. */
+            own->unsent = unsent[chunk->header.direction & 1];
+            own->told = TOLD_NOTHING;
+        }
+    }
+    bool more[2] = {grew(unsent[0], &c->streams[0].unsent), grew(unsent[1], &c->streams[1].unsent)};
+    bool left_out = grew(shed, &c->shed);
+    if (!more[0] && !more[1] && !left_out)
+        return false;
+    for (int i = 0; i < 2; i++)
+        c->streams[i].told |= (more[i] ? TOLD_UNSENT : 0) | (left_out ? TOLD_SHED : 0);
+    if (c->kind == 0)
+        return false;
+    unsigned answering = answers_direction(c);
+    const struct stream *answers = &c->streams[answering];
+    bool doubted = answers->sync == SYNC_LOST || told_before[answering];
+    bool waits = c->first && !(c->first->responded && doubted);
+    /* What is missing may all be of the body that is being read: the next record of that stream tells. */
+    if ((more[answering] || left_out) && !(answers->current && stream_in_body(answers)))
+        loss_of_answers(core, c);
+    /* A whole request was lost, and its answer was not: nor was that sent, for this record would not be the
+     * first to tell. So there is a request now while another one waits. */
+    uint32_t answers_lost = answers->unsent - before[answering];
+    return chunk && (chunk->header.direction & 1) != answering && more[!answering] && !left_out &&
+           between(&c->streams[!answering]) && answers_lost < 1U + waits;
+}
+
+void loss_of_answers(struct core *core, struct connection *c)
+{
+    c->assumed = true;
+    c->unsure |= c->pipelined;
+    pairing_drop_unanswered(core, c);
+}
+
+void loss_of_requests(struct core *core, struct connection *c)
+{
+    (void)core;
+    c->assumed = true;
+    c->unsure |= c->pipelined;
+}
+
+void loss_finish_unseen(struct core *core, struct connection *c)
+{
+    const struct stream *answers = &c->streams[answers_direction(c)];
+    struct pending *p = c->first;
+    if (p == NULL || !p->responded || (answers->sync != SYNC_LOST && !answers->told))
+        return;
+    p->size_unknown |= !stream_in_body(answers) || answers->skip == SKIP_TO_END;
+    pairing_finish(core, p, OUTCOME_ANSWERED, c->answered_ktime);
+}
+
+void loss_before_request(struct core *core, struct connection *c)
+{
+    if (!c->pipelined)
+        loss_finish_unseen(core, c);
+    if (c->first == NULL)
+        return;
+    c->pipelined = true;
+    if (c->assumed && !c->unsure) {
+        c->unsure = true;
+        pairing_drop_unanswered(core, c);
+    }
+}
