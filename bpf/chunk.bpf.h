@@ -114,7 +114,8 @@ INLINE void chunk_unsent(struct work *work, struct kernel_counters *counts, uint
     if (!connection)
         return;
     struct stream *stream = &connection->streams[work->call.direction & 1];
-    stream->unsent_chunks++;
+    /* Two threads may share a direction, and the core relies on totals that never fall. */
+    __sync_fetch_and_add(&stream->unsent_chunks, 1);
     stream->unsent_bytes += missing;
     if (sent)
         return;
@@ -193,7 +194,7 @@ INLINE bool chunk(struct work *work, struct control *shared, struct kernel_count
         shed_adapt(shared, work->fill, bpf_ktime_get_ns());
         if (is_shed(shared, connection->conn_id)) {
             COUNT(counts, shed, size);
-            connection->shed_chunks++;
+            __sync_fetch_and_add(&connection->shed_chunks, 1);
             stream->had = 0;
             return false;
         }

@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,11 +55,11 @@ def service(path: str) -> Iterator[int]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where nginx's worker, another user, can reach a socket."""
-    for parent in [tmp_path, *list(tmp_path.parents)[:3]]:
-        parent.chmod(parent.stat().st_mode | 0o055)
-    return tmp_path
+def folder() -> Iterator[Path]:
+    """Where nginx's worker, another user, can reach a socket: pytest's own folders are closed to others."""
+    with tempfile.TemporaryDirectory() as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
 
 
 @pytest.mark.parametrize("what, size", [("length", 5), ("end", 13)])
@@ -82,7 +83,8 @@ def test_a_service_behind_a_proxy(trace, folder: Path, what: str, size: int):
         assert client in outgoing and by_id[client.parent_id] in outer
         assert span["http.response.body.size"] == client["http.response.body.size"] == size
         assert span["network.transport"] == client["network.transport"] == "unix"
-        assert client["server.address"] == path and client["server.port"] is None
+        assert client["network.peer.address"] == span["network.local.address"] == path
+        assert client["server.address"] == "localhost" and client["server.port"] is None
         assert span.status == client.status == 0
 
 
