@@ -16,7 +16,7 @@ import pytest
 from agent import kernel
 from tests import io_uring
 
-from .conftest import IN, OUT, Tracer, load
+from .conftest import IN, OUT, UNREADABLE, Tracer, load
 from .test_capture import (  # noqa: F401
     REQUEST,
     test_a_fin_read_with_the_first_bytes_that_are_seen,
@@ -39,7 +39,6 @@ from .test_capture import (  # noqa: F401
     test_request_that_arrives_byte_by_byte,
     test_reset_is_told,
     test_scattered_bytes_are_gathered_up_to_the_kernels_limit,
-    test_sendfile_is_counted_and_not_read,
     test_skipped_bytes_are_not_copied,
     test_sockets_older_than_the_agent,
     test_what_is_no_connection_is_not_counted,
@@ -70,6 +69,21 @@ def test_unix_and_udp_sockets(tracer: Tracer) -> None:
         two.recv(4096)
     counted = tracer.counted()
     assert (counted["chunks"], counted["unknown_chunks"]) == (4, 2)
+
+
+def test_sendfile_is_a_chunk_for_each_run_of_pages(tracer: Tracer, tmp_path: Path) -> None:
+    file = tmp_path / "body"
+    file.write_bytes(b"f" * 50_000)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+    with client, server, file.open("rb") as body:
+        client.send(b"HTTP/1.1 200 OK\r\nContent-Length: 50000\r\n\r\n")
+        assert os.sendfile(client.fileno(), body.fileno(), 0, 50_000) == 50_000
+        pages = tracer.of("chunk", OUT)[1:]
+    assert sum(e.size for e in pages) == 50_000
+    assert all(e.flags & UNREADABLE and not e.head and not e.tail for e in pages)
+    assert tracer.counted()["gap_bytes"] == 0
 
 
 @pytest.mark.parametrize("how", ["", "vectors"])
