@@ -139,6 +139,14 @@ INLINE bool fin_was_read(uint64_t sk)
            sequence(sk, DIRECTION_IN) == READ(uint32_t, sk, tcp_sock, rcv_nxt);
 }
 
+/* Can something be read before the peer's FIN? TCP counts that as a byte, whether or not it was read. */
+INLINE bool bytes_wait(uint64_t sk, uint8_t transport)
+{
+    if (transport == TRANSPORT_UNIX)
+        return READ(uint32_t, sk + OFFSET(sock, sk_receive_queue), sk_buff_head, qlen) != 0;
+    return READ(uint32_t, sk, tcp_sock, rcv_nxt) - sequence(sk, DIRECTION_IN) > 1;
+}
+
 /* Had bytes moved on this socket before those of the present call? What was received less what is still
  * unread; what is queued. The counts of the kernel take the peer's FIN, our SYN and our FIN for bytes. */
 INLINE bool moved_before(uint64_t sk, uint32_t in_now, uint32_t out_now)

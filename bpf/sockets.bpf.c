@@ -50,7 +50,7 @@ int raw_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
         connection->fin_was_sent = 1;
     emit_fin(connection, DIRECTION_OUT);
     /* What has arrived can still be read; if so the end comes with the read, or with the socket's. */
-    if (to == STATE_CLOSE && READ(uint32_t, sk, tcp_sock, rcv_nxt) - sequence(sk, DIRECTION_IN) <= 1)
+    if (to == STATE_CLOSE && !bytes_wait(sk, TRANSPORT_TCP))
         emit_fin(connection, DIRECTION_IN);
     return 0;
 }
