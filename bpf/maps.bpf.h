@@ -61,8 +61,8 @@ struct stream {
     uint8_t first[CLASSIFY_BYTES]; /* of a message that comes a few bytes at a time, until it is known */
 };
 
-/* struct sock address -> its connection. One of TCP is removed when the kernel destroys the socket, nowhere
- * else. Unix sockets have a table of their own: no tracepoint tells of their end, so an entry may outlive
+/* struct sock address -> its connection. One of TCP is removed when the kernel destroys the socket, or when
+ * it connects again. Unix sockets have a table of their own: no tracepoint tells of their end, so an entry may outlive
  * its socket; `inode` tells by whom the address is used now, and the keeper takes away what processes that
  * were killed left behind. */
 struct connection {

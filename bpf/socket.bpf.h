@@ -8,6 +8,7 @@ enum { RCV_SHUTDOWN_ = 1 };
 enum { DONE = 1 << 1 }; /* SOCK_DONE: the FIN has arrived */
 enum tcp_state {
     STATE_ESTABLISHED = 1,
+    STATE_SYN_SENT,
     STATE_FIN_WAIT1 = 4,
     STATE_FIN_WAIT2,
     STATE_TIME_WAIT,
