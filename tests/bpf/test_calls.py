@@ -133,6 +133,14 @@ def test_recvmmsg_that_throws_away_is_counted(tracer: Tracer) -> None:
     check_counts(tracer)
 
 
+@pytest.mark.parametrize("empty", [7, 8])
+def test_empty_vectors_before_the_first_byte(tracer: Tracer, ends: Talk, empty: int) -> None:
+    """SEEK_STEPS of bpf/capture.bpf.h: behind eight vectors bytes are counted and not read."""
+    assert os.writev(ends.client.fileno(), [b""] * empty + [b"abc"]) == 3
+    assert os.readv(ends.server.fileno(), [bytearray(0)] * empty + [bytearray(10)]) == 3
+    assert sent(tracer, ends) == received(tracer, ends) == [b"abc" if empty == 7 else 3]
+
+
 # Vectors with a position
 
 
