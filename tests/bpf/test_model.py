@@ -7,6 +7,7 @@ The seed of a run that fails is in its name.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import socket
@@ -200,7 +201,7 @@ class Model:
             assert out[0].pos & 0xFFFFFFFF == into[0].pos & 0xFFFFFFFF if into and out else True
             for events, moved in ((out, end.moved[OUT]), (into, peer.moved[IN])):
                 assert sum(e.size for e in events) == sum(len(data) for data, _ in moved)
-                for a, b in zip(events, events[1:], strict=False):
+                for a, b in itertools.pairwise(events):
                     assert a.pos + a.size == b.pos
             chunks += len(end.moved[OUT]) + len(end.moved[IN])
             total += sum(len(data) for d in (IN, OUT) for data, _ in end.moved[d])
