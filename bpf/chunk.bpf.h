@@ -204,7 +204,7 @@ INLINE bool chunk(struct work *work, struct control *shared, struct kernel_count
 
     /* Does a message begin here? */
     enum verdict verdict = VERDICT_NO;
-    bool readable = seek(work, call, offset);
+    bool readable = seek(work, call, offset) && !(call->discarded && connection->transport == TRANSPORT_TCP);
     uint32_t taken = 0;
     if (readable && offset < size) {
         uint8_t looks_like = PROTOCOL_UNDECIDED;
