@@ -355,6 +355,18 @@ def test_a_reset_behind_the_response_takes_nothing_back(tracer: Tracer) -> None:
             client.recv(4096)
 
 
+def test_nothing_is_remembered_of_connections_that_ended(tracer: Tracer) -> None:
+    for i in range(60):
+        with tcp_pair() as (client, server):
+            exchange(client, server)
+            if i % 3 == 0:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 120)
+    ours = {e.conn_id for e in tracer.of("open")}
+    left = {struct.unpack_from("=Q", value)[0] for _, value in tracer.kernel._entries("connections")}
+    assert len(ours) == 120 and not ours & left
+
+
 # Descriptors: numbers are nothing, sockets everything
 
 
