@@ -217,7 +217,9 @@ def talk(tracer: Tracer, transport: str = "tcp") -> Iterator[Talk]:
         seen = len(tracer.of("open"))
         client.sendall(REQUEST)
         assert server.recv(4096) == REQUEST
-        here, there = tracer.of("open")[seen:]
+        opens = tracer.of("open")[seen:]
+        assert len(opens) == 2, (tracer.counted(), tracer.kernel.shed_share(), opens)
+        here, there = opens
         yield Talk(client, server, here.conn_id, there.conn_id)
 
 

@@ -90,7 +90,11 @@ class Model:
         elif how == 7:
             size, readable = self.send_pipe(sock, data[:4096]), False
         else:
-            size = os.write(os.dup(sock.fileno()), data)
+            copy = os.dup(sock.fileno())
+            try:
+                size = os.write(copy, data)
+            finally:
+                os.close(copy)
         return data[:size], readable
 
     def send_file(self, sock: socket.socket, data: bytes) -> int:
