@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-CORE, STREAM = "core/test_transport.py", "core/test_stream.py"
+CORE, STREAM = "core/test_damage.py", "core/test_stream.py"
 CAPTURE, CALLS = "bpf/test_capture.py", "bpf/test_calls.py"
 SOCKETS, UNIX, NETWORK, MODEL = (f"bpf/test_{name}.py" for name in ("sockets", "unix", "network", "model"))
 EXTREMES, END_TO_END = "end_to_end/test_extremes.py", "end_to_end/test_transport.py"
