@@ -71,12 +71,14 @@ INLINE uint64_t time_of(const struct call *call, uint32_t direction)
     return ktime_ns ? ktime_ns : bpf_ktime_get_ns();
 }
 
-/* A receive of nothing: the end of the file, a reset, or a call that asked for nothing. */
+/* A receive of nothing: the end of the file, a reset, or a call that asked for nothing. The last may come
+ * when the peer has ended already and its bytes still wait: that is no end yet. */
 INLINE void received_end(struct connection *connection, const struct call *call)
 {
     if (call->reset)
         connection->reset = 1;
-    else if (!(READ(uint8_t, call->sk, sock, sk_shutdown) & RCV_SHUTDOWN_))
+    else if (!(READ(uint8_t, call->sk, sock, sk_shutdown) & RCV_SHUTDOWN_) ||
+             bytes_wait(call->sk, connection->transport))
         return;
     emit_fin(connection, DIRECTION_IN);
 }
@@ -133,7 +135,7 @@ INLINE bool chunk(struct work *work, struct control *shared, struct kernel_count
     enum finding finding;
     struct connection *connection = connection_of(call, direction, &finding, work, counts);
     if (!size) {
-        if (connection)
+        if (connection && direction == DIRECTION_IN)
             received_end(connection, call);
         return false;
     }
@@ -202,7 +204,7 @@ INLINE bool chunk(struct work *work, struct control *shared, struct kernel_count
 
     /* Does a message begin here? */
     enum verdict verdict = VERDICT_NO;
-    bool readable = seek(work, call, offset);
+    bool readable = seek(work, call, offset) && !(call->discarded && connection->transport == TRANSPORT_TCP);
     uint32_t taken = 0;
     if (readable && offset < size) {
         uint8_t looks_like = PROTOCOL_UNDECIDED;

@@ -61,10 +61,10 @@ struct stream {
     uint8_t first[CLASSIFY_BYTES]; /* of a message that comes a few bytes at a time, until it is known */
 };
 
-/* struct sock address -> its connection. One of TCP is removed when the kernel destroys the socket, nowhere
- * else. Unix sockets have a table of their own: no tracepoint tells of their end, so an entry may outlive
- * its socket; `inode` tells by whom the address is used now, and the keeper takes away what processes that
- * were killed left behind. */
+/* struct sock address -> its connection. One of TCP is removed when the kernel destroys the socket, or when
+ * it connects again. Unix sockets have a table of their own: no tracepoint tells of their end, so an entry
+ * may outlive its socket; `inode` tells by whom the address is used now, and the keeper takes away what
+ * processes that were killed left behind. */
 struct connection {
     uint64_t conn_id;
     uint64_t inode; /* of the socket: addresses are used again */
@@ -103,6 +103,7 @@ struct call {
     bool vectored;
     bool kernel_vectors; /* the vectors themselves lie in the kernel's memory */
     bool reset;          /* ECONNRESET */
+    bool discarded;      /* MSG_TRUNC: TCP throws the bytes away, Unix sockets take no notice of it */
 };
 
 /* Where a call is taken apart: one per CPU, as the programs on system calls run with preemption off and

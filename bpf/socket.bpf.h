@@ -8,6 +8,7 @@ enum { RCV_SHUTDOWN_ = 1 };
 enum { DONE = 1 << 1 }; /* SOCK_DONE: the FIN has arrived */
 enum tcp_state {
     STATE_ESTABLISHED = 1,
+    STATE_SYN_SENT,
     STATE_FIN_WAIT1 = 4,
     STATE_FIN_WAIT2,
     STATE_TIME_WAIT,
@@ -137,6 +138,14 @@ INLINE bool fin_was_read(uint64_t sk)
 {
     return READ(uint64_t, sk, sock_common, skc_flags) & DONE &&
            sequence(sk, DIRECTION_IN) == READ(uint32_t, sk, tcp_sock, rcv_nxt);
+}
+
+/* Can something be read before the peer's FIN? TCP counts that as a byte, whether or not it was read. */
+INLINE bool bytes_wait(uint64_t sk, uint8_t transport)
+{
+    if (transport == TRANSPORT_UNIX)
+        return READ(uint32_t, sk + OFFSET(sock, sk_receive_queue), sk_buff_head, qlen) != 0;
+    return READ(uint32_t, sk, tcp_sock, rcv_nxt) - sequence(sk, DIRECTION_IN) > 1;
 }
 
 /* Had bytes moved on this socket before those of the present call? What was received less what is still

@@ -29,6 +29,13 @@ INLINE void began_to_listen(uint64_t sk)
     emit_process(&event);
 }
 
+/* The socket is gone, or another connection's from now on. */
+INLINE void ended(uint64_t sk, const struct connection *connection)
+{
+    emit_close(connection, EVENT_CLOSE, 0);
+    connections.delete(&sk);
+}
+
 /* args: sk, old state, new state */
 int raw_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -39,18 +46,22 @@ int raw_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
             began_to_listen(sk);
         return 0;
     }
-    if (to != STATE_FIN_WAIT1 && to != STATE_LAST_ACK && to != STATE_CLOSE)
+    if (to != STATE_FIN_WAIT1 && to != STATE_LAST_ACK && to != STATE_CLOSE && to != STATE_SYN_SENT)
         return 0;
     struct connection *connection = connections.lookup(&sk);
     if (!connection)
         return 0;
+    if (to == STATE_SYN_SENT) { /* it was taken apart (connect with AF_UNSPEC) and connects again */
+        ended(sk, connection);
+        return 0;
+    }
     if (to == STATE_CLOSE && (!closes_in_order(from) || READ(uint32_t, sk, sock, sk_err)))
         connection->reset = 1;
     if (to != STATE_CLOSE)
         connection->fin_was_sent = 1;
     emit_fin(connection, DIRECTION_OUT);
     /* What has arrived can still be read; if so the end comes with the read, or with the socket's. */
-    if (to == STATE_CLOSE && READ(uint32_t, sk, tcp_sock, rcv_nxt) - sequence(sk, DIRECTION_IN) <= 1)
+    if (to == STATE_CLOSE && !bytes_wait(sk, TRANSPORT_TCP))
         emit_fin(connection, DIRECTION_IN);
     return 0;
 }
@@ -80,7 +91,6 @@ int raw_tcp_destroy_sock(struct bpf_raw_tracepoint_args *ctx)
         count_last_gap(&connection->streams[DIRECTION_IN], in);
         count_last_gap(&connection->streams[DIRECTION_OUT], out);
     }
-    emit_close(connection, EVENT_CLOSE, 0);
-    connections.delete(&sk);
+    ended(sk, connection);
     return 0;
 }

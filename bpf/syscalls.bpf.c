@@ -98,8 +98,7 @@ int exit_receive(struct exit_arguments *ctx)
     }
     if (flags & (PEEK | OUT_OF_BAND | ERROR_QUEUE))
         return 0; /* the stream did not move */
-    if (flags & TRUNC && !call->messages)
-        call->buffer = 0; /* TCP throws the bytes away */
+    call->discarded = flags & TRUNC;
     call->direction = DIRECTION_IN;
     jump(ctx, call->messages ? TAIL_MESSAGES : TAIL_CHUNK);
     return 0;
