@@ -25,6 +25,7 @@ struct connection {
     struct pending *first, *last; /* requests in the order they were sent, not yet spans */
     uint64_t active_ns;           /* time of the last event */
     uint64_t answered_ktime;      /* last chunk of the answering direction */
+    uint64_t unmatched_ktime; /* first byte of the last answer that was matched with no request */
     struct stream streams[2];     /* by enum direction */
     struct endpoints open;
     uint32_t pending;

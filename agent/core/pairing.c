@@ -67,6 +67,12 @@ struct pending *pairing_request(struct core *core, struct connection *c, const s
                                 const struct stream *s, const struct step *step, const uint8_t *window,
                                 const struct builder *attributes)
 {
+    if (s->message_ktime < c->unmatched_ktime) {
+        /* Its record came later than events are held, behind its own answer, which was matched with nothing.
+         * To wait for another one would shift all that follow. */
+        count_dropped(core, event->tgid);
+        return NULL;
+    }
     bool room = c->pending < core->config.pending_max && core->requests_bytes < core->config.buffer_bytes_max;
     uint32_t tracestate = step->tracestate.length <= TRACESTATE_MAX ? step->tracestate.length : 0;
     struct pending *p = room && !c->unsure ? pending_new(core, c, tracestate, attributes->size) : NULL;
@@ -101,6 +107,7 @@ struct pending *pairing_response(struct core *core, struct connection *c, const 
     /* An answer that began before its request answers something that was not seen. */
     if (p == NULL || p->responded || p->start_ktime > s->message_ktime) {
         core->stats.responses_unmatched++;
+        c->unmatched_ktime = s->message_ktime;
         return NULL;
     }
     uint32_t used = padded(p->tracestate_size) + p->attributes_size;

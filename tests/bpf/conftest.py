@@ -38,6 +38,12 @@ from benchmarks.patience import patience
 DEADLINE_S = patience(10.0)
 
 
+def ended(events: list[Event]) -> set[int]:
+    """Connections seen from their beginning that have ended; none that an earlier test left behind."""
+    opened = {event.conn_id for event in events if event.kind == "open"}
+    return {event.conn_id for event in events if event.kind == "close"} & opened
+
+
 class Tracer:
     """A loaded and attached kernel side with a reader; the events of one test."""
 

@@ -42,6 +42,7 @@ from .conftest import (
     UNREADABLE,
     Event,
     Tracer,
+    ended,
     load,
 )
 
@@ -416,7 +417,7 @@ def test_two_threads_on_one_direction_lose_no_byte(tracer: Tracer) -> None:
         assert sum(e.size for e in chunks) == 3 * count + len(REQUEST)
         assert max(moved(e) for e in chunks) - chunks[0].pos == 3 * count + len(REQUEST)
         assert tracer.counted()["overlaps"] == sum(bool(e.flags & OVERLAP) for e in chunks)
-    tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 2)
+    tracer.wait(lambda events: len(ended(events)) == 2)
     assert tracer.counted()["gap_bytes"] == 0, "what two threads at once made of it is set right at the end"
 
 
@@ -446,7 +447,7 @@ def test_descriptor_reused_by_another_connection(tracer: Tracer) -> None:
     assert len(set(seen)) == 1, "the test needs the same numbers"
     assert len({e.conn_id for e in tracer.of("open")}) == 6
     assert [e.conn_id for e in tracer.of("open")] == [e.conn_id for e in tracer.of("chunk")]
-    assert len(tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 6)) > 0
+    assert len(tracer.wait(lambda events: len(ended(events)) == 6)) > 0
 
 
 @pytest.mark.parametrize("width", [1, 1000])
@@ -479,7 +480,7 @@ def test_half_close_ends_one_direction(tracer: Tracer) -> None:
         server.close()
         assert client.recv(4096) == RESPONSE, "the peer's FIN has closed the socket, with bytes to read"
         assert client.recv(4096) == b""
-    tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 2)
+    tracer.wait(lambda events: len(ended(events)) == 2)
     order = [(e.kind, e.direction) for e in tracer.events if e.conn_id == here]
     assert order == [("open", 0), ("chunk", OUT), ("fin", OUT), ("chunk", IN), ("fin", IN), ("close", 0)]
     assert not any(e.flags & RESET for e in tracer.events if e.kind in ("fin", "close"))
@@ -538,7 +539,7 @@ def test_reset_is_told(tracer: Tracer) -> None:
         server.close()
         with pytest.raises(ConnectionResetError):
             client.recv(4096)
-    tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 2)
+    tracer.wait(lambda events: len(ended(events)) == 2)
     for conn_id in (here, there):
         ends = [e for e in tracer.events if e.conn_id == conn_id and e.kind in ("fin", "close")]
         assert sorted(e.kind for e in ends) == ["close", "fin", "fin"]
@@ -1010,7 +1011,7 @@ def test_many_short_connections_leave_nothing_behind(tracer: Tracer) -> None:
         with pair() as (client, server):
             client.send(REQUEST)
             server.recv(4096)
-    tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 600)
+    tracer.wait(lambda events: len(ended(events)) == 600)
     assert len({e.conn_id for e in tracer.of("open")}) == 600
     counted = tracer.counted()
     assert counted["connections"] == 600 and counted["unsent_events"] == 0

@@ -16,7 +16,7 @@ import pytest
 from agent import kernel
 from tests import io_uring
 
-from .conftest import IN, OUT, UNREADABLE, Tracer, load
+from .conftest import IN, OUT, UNREADABLE, Tracer, ended, load
 from .test_capture import (  # noqa: F401
     REQUEST,
     test_a_fin_read_with_the_first_bytes_that_are_seen,
@@ -62,7 +62,7 @@ def test_unix_and_udp_sockets(tracer: Tracer) -> None:
         here.sendmsg([REQUEST[:7], REQUEST[7:]])
         assert there.recv(4096) == REQUEST
         assert [(e.direction, e.head) for e in tracer.of("chunk")] == [(OUT, REQUEST), (IN, REQUEST)]
-    tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 2)
+    tracer.wait(lambda events: len(ended(events)) == 2)
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as one, socket.socket(socket.AF_INET6, 2) as two:
         two.bind(("::1", 0))
         one.sendto(REQUEST, two.getsockname())

@@ -20,7 +20,7 @@ import pytest
 from tests.reflector import HERE, PEER, Reflector
 
 from .calls import CLIENT, REQUEST, RESPONSE, SERVER, in_network, span_of, wait_until
-from .conftest import IN, OUT, RESET, Event, Tracer
+from .conftest import IN, OUT, RESET, Event, Tracer, ended
 
 pytestmark = pytest.mark.kernel
 
@@ -185,7 +185,7 @@ def test_a_port_used_again_is_another_connection(tracer: Tracer) -> None:
                     with pytest.raises(ConnectionResetError):
                         server.recv(10)
                     server.close()
-    tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 14)
+    tracer.wait(lambda events: len(ended(events)) == 14)
     opens = tracer.of("open")
     assert len({(e.local, e.remote) for e in opens}) == 2 and len({e.conn_id for e in opens}) == 14
     for event in opens:

@@ -34,7 +34,7 @@ from .calls import (
     told,
     wait_bytes,
 )
-from .conftest import IN, LATE, OUT, RESET, Event, Tracer
+from .conftest import IN, LATE, OUT, RESET, Event, Tracer, ended
 
 pytestmark = pytest.mark.kernel
 
@@ -199,7 +199,7 @@ def test_a_socket_that_connects_again_is_another_connection(tracer: Tracer) -> N
                 exchange(client, server)
                 unspecified = struct.pack("=H14x", socket.AF_UNSPEC)
                 calls.checked(libc.connect(client.fileno(), unspecified, len(unspecified)))
-    tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 6)
+    tracer.wait(lambda events: len(ended(events)) == 6)
     ours = [e for e in tracer.of("open") if e.role == CLIENT]
     assert len({e.conn_id for e in ours}) == 3 and not any(e.flags for e in ours)
     for event in ours:
@@ -316,7 +316,7 @@ def test_whoever_closes_first_every_end_is_told_once(tracer: Tracer, first: str)
         one.close()
         assert other.recv(10) == b""
         other.close()
-    tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 2)
+    tracer.wait(lambda events: len(ended(events)) == 2)
     for conn_id, first_end in ids.items():
         ends = [e for e in tracer.read() if e.conn_id == conn_id and e.kind in ("fin", "close")]
         assert (ends[0].kind, ends[0].direction) == ("fin", first_end)
@@ -333,7 +333,7 @@ def test_a_close_with_bytes_unread_is_a_reset(tracer: Tracer) -> None:
         server.close()
         with pytest.raises(ConnectionResetError):
             client.recv(10)
-    tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 2)
+    tracer.wait(lambda events: len(ended(events)) == 2)
     ends = [e for e in tracer.read() if e.conn_id == conn_id and e.kind in ("fin", "close")]
     assert sorted(e.kind for e in ends) == ["close", "fin", "fin"] and all(e.flags & RESET for e in ends)
 
@@ -361,7 +361,7 @@ def test_nothing_is_remembered_of_connections_that_ended(tracer: Tracer) -> None
             exchange(client, server)
             if i % 3 == 0:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    tracer.wait(lambda events: sum(e.kind == "close" for e in events) == 120)
+    tracer.wait(lambda events: len(ended(events)) == 120)
     ours = {e.conn_id for e in tracer.of("open")}
     left = {struct.unpack_from("=Q", value)[0] for _, value in tracer.kernel._entries("connections")}
     assert len(ours) == 120 and not ours & left

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import resource
 
+import pytest
 from agent.core._core import ffi, lib
 
 from agent.layouts import dtype_of
@@ -278,3 +279,29 @@ def test_fifty_thousand_idle_connections_cost_less_than_14_mib_and_give_it_back(
         core.spans()
     assert core.stats().connections == 0
     assert core.stats().memory_bytes - before < 256 * 1024
+
+
+@pytest.mark.parametrize("late", range(6))
+def test_a_request_that_comes_behind_its_own_answer_shifts_nothing(late: int) -> None:
+    """Its record came later than events are held (a thread was stopped behind its send, another one read the
+    answer): it costs one span, and no other request gets a wrong answer."""
+    core = Core()
+    client = core.open(CLIENT, local=("10.0.0.1", 4000), remote=("10.0.0.2", 80))
+    core.feed(drain=False)
+    at = 2000
+    for i in range(8):
+        at += 30
+        client.send(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % i, at=at)
+        if i == late:
+            kept = bytes(core.records)
+            core.records.clear()
+        core.feed(drain=False, now_ms=at + 9)
+        client.receive(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\nhi" % (200 + i), at=at + 10)
+        core.feed(drain=False, now_ms=at + 19)
+        if i == late:
+            core.records += kept
+            core.feed(drain=False, now_ms=at + 20)
+    core.now_ms = at + 50
+    pairs = [(s["url.full"].rpartition("/")[2], s["http.response.status_code"]) for s in core.spans()]
+    assert pairs == [(str(i), 200 + i) for i in range(8) if i != late]
+    assert core.stats().events_late == core.stats().requests_dropped == 1
