@@ -244,8 +244,13 @@ class Kernel:
         return events
 
     def set_epoch(self, epoch: int) -> None:
-        """A pipeline starts: connections are announced again. Epochs go up from 0."""
+        """A pipeline starts: connections are announced again, and none is left out. Epochs go up from 0."""
+        self.shed_none()
         self._control[0:4] = struct.pack("=I", epoch)
+
+    def shed_none(self) -> None:
+        """Leaves out no connection from now on: what filled the ring up is over."""
+        self._control[12:16] = bytes(4)
 
     def shed_share(self) -> float:
         """The share of connections that is left out now, under pressure: 0 to 1."""
