@@ -27,18 +27,19 @@ INLINE uint32_t under_pressure(uint32_t head, uint64_t fill, bool is_start)
 }
 
 /* Second step: connections are left out as wholes, chosen by their number, so that what is kept is complete;
- * a ring that refuses at random spoils them all. The level goes up while the ring is three quarters
- * full, and down slowly while it is nearly empty: a connection changes sides seldom. */
-enum { SHED_ALL = 256, SHED_MOST = 240, SHED_FIRST = 16, SHED_UP_NS = 5000000, SHED_DOWN_NS = 100000000 };
+ * a ring that refuses at random spoils them all. The level goes up in small steps while the ring is three quarters
+ * full, and down five times as slowly while it is less than half full: a connection changes sides seldom. (With
+ * steps of a quarter, and 100 ms to go down, twice as much was left out as had to be.) */
+enum { SHED_ALL = 256, SHED_MOST = 240, SHED_FIRST = 4, SHED_UP_NS = 2000000, SHED_DOWN_NS = 10000000 };
 
 INLINE void shed_adapt(struct control *shared, uint64_t fill, uint64_t now_ns)
 {
     uint32_t level = shared->shed_level;
     uint64_t since_ns = now_ns - shared->shed_changed_ktime;
     if (fill > EVENTS_BYTES / 4 * 3 && since_ns > SHED_UP_NS)
-        level = least(level + most((SHED_ALL - level) / 4, SHED_FIRST), SHED_MOST);
-    else if (level && fill < EVENTS_BYTES / 4 && since_ns > SHED_DOWN_NS)
-        level -= least(level, most(level / 8, 4));
+        level = least(level + most((SHED_ALL - level) / 16, SHED_FIRST), SHED_MOST);
+    else if (level && fill < EVENTS_BYTES / 2 && since_ns > SHED_DOWN_NS)
+        level -= least(level, most(level / 16, 2));
     else
         return;
     shared->shed_changed_ktime = now_ns;

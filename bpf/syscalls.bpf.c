@@ -56,6 +56,16 @@ INLINE struct work *begin_call(int descriptor)
     return work;
 }
 
+/* Two jumps, not one to a place that is computed: the kernel makes a plain jump of one that is constant, and an
+ * indirect one, which costs more by far, of any other. */
+INLINE void jump_to_chunk(void *ctx, const struct call *call)
+{
+    if (call->messages)
+        jump(ctx, TAIL_MESSAGES);
+    asm volatile("" ::: "memory");
+    jump(ctx, TAIL_CHUNK);
+}
+
 /* read readv preadv2 recvfrom recvmsg recvmmsg splice, sendfile64 into a pipe */
 int exit_receive(struct exit_arguments *ctx)
 {
@@ -100,7 +110,7 @@ int exit_receive(struct exit_arguments *ctx)
         return 0; /* the stream did not move */
     call->discarded = flags & TRUNC;
     call->direction = DIRECTION_IN;
-    jump(ctx, call->messages ? TAIL_MESSAGES : TAIL_CHUNK);
+    jump_to_chunk(ctx, call);
     return 0;
 }
 
@@ -160,7 +170,7 @@ int exit_send(struct exit_arguments *ctx)
         break;
     }
     call->direction = DIRECTION_OUT;
-    jump(ctx, call->messages ? TAIL_MESSAGES : TAIL_CHUNK);
+    jump_to_chunk(ctx, call);
     return 0;
 }
 

@@ -28,7 +28,10 @@ int tail_messages(void *ctx)
         call->datagrams += work->length != 0;
         call->summed++;
     }
-    jump(ctx, call->summed < call->messages ? TAIL_MESSAGES : TAIL_CHUNK);
+    if (call->summed < call->messages)
+        jump(ctx, TAIL_MESSAGES);
+    asm volatile("" ::: "memory");
+    jump(ctx, TAIL_CHUNK);
     return 0;
 }
 

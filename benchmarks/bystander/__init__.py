@@ -49,7 +49,8 @@ class Profile:
 PROG_GET_NEXT_ID, PROG_GET_FD_BY_ID, OBJ_GET_INFO_BY_FD = 11, 13, 15  # enum bpf_cmd
 TRACING = {2, 5, 17, 26}  # enum bpf_prog_type: kprobe, tracepoint, raw tracepoint, tracing
 
-PROFILES = {"smoke": Profile(0.5, 2), "short": Profile(1.5, 10), "std": Profile(3, 30)}
+# The programs of an agent that has ended are freed some time later: that is waited for too.
+PROFILES = {"smoke": Profile(0.5, 2, 10), "short": Profile(1, 8, 60), "std": Profile(3, 30, 300)}
 
 
 class Calls:
