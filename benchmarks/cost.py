@@ -8,7 +8,6 @@ One nginx process serves the whole run. The method and its limits are in README.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import sys
@@ -16,13 +15,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import agent as agents
-from benchmarks import harness, load, servers
-from benchmarks.agent import Agent, Counters, agent, needs_root
+from benchmarks import command, harness, load, servers
+from benchmarks.agent import Agent, Counters, agent
 from benchmarks.harness import Estimate, Figure, MachineTime, Placement, Report, Slot, estimate, not_measured
 from benchmarks.processes import ProcessError
 from benchmarks.servers import Server
@@ -466,9 +465,7 @@ def run(profile: Profile, *, seed: int, where: str, parts: Iterable[str]) -> Rep
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks cost", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--profile", choices=PROFILES, default="short", help="how thorough (default: short)")
+    parser = command.parser("cost", __doc__, PROFILES)
     parser.add_argument("--seconds", type=float, help="length of one window")
     parser.add_argument("--rate", type=float, help="requests per second")
     parser.add_argument("--pairs", type=int, help="off/on pairs of windows")
@@ -477,18 +474,10 @@ def main(arguments: list[str]) -> int:
         "--placement", choices=harness.PLACEMENTS, default="isolated", help=harness.placement.__doc__
     )
     parser.add_argument("--only", choices=PARTS, action="append", help="measure only this (repeatable)")
-    parser.add_argument("--json", type=Path, help="write everything there, raw windows too")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 when a goal is not reached")
     options = parser.parse_args(arguments)
-    problem = needs_root()
-    if problem:
-        print(problem, file=sys.stderr)
-        return 77
-    given = {key: getattr(options, key) for key in ("seconds", "rate", "pairs") if getattr(options, key)}
-    profile = replace(PROFILES[options.profile], **given)
-    report = run(profile, seed=options.seed, where=options.placement, parts=options.only or PARTS)
-    print(report.text())
-    if options.json:
-        report.write(options.json)
-    failed = [figure for figure in report.figures if figure.outcome.startswith("not")]
-    return 1 if options.strict and failed else 0
+    return command.measure(
+        options,
+        PROFILES[options.profile],
+        ("seconds", "rate", "pairs"),
+        lambda profile: run(profile, seed=options.seed, where=options.placement, parts=options.only or PARTS),
+    )

@@ -11,7 +11,6 @@ found by the programs that the kernel has loaded, and left out.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import os
@@ -22,13 +21,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from agent.attach import SYS_BPF
-from benchmarks import build, harness
-from benchmarks.agent import agent, needs_root
+from benchmarks import build, command, harness
+from benchmarks.agent import agent
 from benchmarks.harness import Estimate, Figure, MachineTime, Placement, Report, Slot, estimate
 from benchmarks.processes import Child, ProcessError
 
@@ -73,11 +72,11 @@ class Calls:
 @contextmanager
 def running(cpus: Sequence[int] = ()) -> Iterator[Calls]:
     """The micro-benchmark, on these processors; empty: any."""
-    command = [str(build.c_program(SOURCE))]
+    words = [str(build.c_program(SOURCE))]
     if cpus:
-        command = ["taskset", "--cpu-list", ",".join(map(str, cpus)), *command]
+        words = ["taskset", "--cpu-list", ",".join(map(str, cpus)), *words]
     # Its standard input is what ends it: it cannot outlive us.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield Calls(process)
 
 
@@ -244,26 +243,18 @@ def run(profile: Profile, *, seed: int, where: str) -> Report:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks bystander", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--profile", choices=PROFILES, default="short", help="how thorough (default: short)")
+    parser = command.parser("bystander", __doc__, PROFILES)
     parser.add_argument("--seconds", type=float, help="length of one window")
     parser.add_argument("--pairs", type=int, help="off/on pairs of windows")
-    parser.add_argument("--wait", type=float, help="seconds, in all, for others to end their tracing")
+    parser.add_argument(
+        "--wait", type=float, dest="wait_s", help="seconds, in all, for others to end their tracing"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the order of windows")
     parser.add_argument("--placement", choices=harness.PLACEMENTS, default="isolated", help="see cost --help")
-    parser.add_argument("--json", type=Path, help="write everything there, raw windows too")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 when a goal is not reached")
     options = parser.parse_args(arguments)
-    problem = needs_root()
-    if problem:
-        print(problem, file=sys.stderr)
-        return 77
-    given = {key: getattr(options, key) for key in ("seconds", "pairs") if getattr(options, key)}
-    given |= {"wait_s": options.wait} if options.wait else {}
-    report = run(replace(PROFILES[options.profile], **given), seed=options.seed, where=options.placement)
-    print(report.text())
-    if options.json:
-        report.write(options.json)
-    failed = [figure for figure in report.figures if figure.outcome.startswith("not")]
-    return 1 if options.strict and failed else 0
+    return command.measure(
+        options,
+        PROFILES[options.profile],
+        ("seconds", "pairs", "wait_s"),
+        lambda profile: run(profile, seed=options.seed, where=options.placement),
+    )

@@ -9,7 +9,6 @@ is looked for in what was exported. Memory is private (USS) of keeper and pipeli
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import os
@@ -21,13 +20,13 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from agent.attach import SYS_BPF
-from benchmarks import build, harness
-from benchmarks.agent import Agent, Counters, agent, needs_root
+from benchmarks import build, command, harness
+from benchmarks.agent import Agent, Counters, agent
 from benchmarks.cost import Completeness, completeness_of
 from benchmarks.harness import Estimate, Figure, Report
 from benchmarks.processes import Child, ProcessError
@@ -316,24 +315,9 @@ def run(profile: Profile) -> Report:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks scale", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--profile", choices=PROFILES, default="short", help="how thorough (default: short)")
+    parser = command.parser("scale", __doc__, PROFILES)
     parser.add_argument("--connections", type=int, help="open and idle")
     parser.add_argument("--rate", type=float, help="new connections per second on top")
     parser.add_argument("--seconds", type=float, help="for how long")
-    parser.add_argument("--json", type=Path, help="write everything there")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 when a goal is not reached")
     options = parser.parse_args(arguments)
-    problem = needs_root()
-    if problem:
-        print(problem, file=sys.stderr)
-        return 77
-    names = ("connections", "rate", "seconds")
-    given = {key: getattr(options, key) for key in names if getattr(options, key)}
-    report = run(replace(PROFILES[options.profile], **given))
-    print(report.text())
-    if options.json:
-        report.write(options.json)
-    failed = [figure for figure in report.figures if figure.outcome.startswith("not")]
-    return 1 if options.strict and failed else 0
+    return command.measure(options, PROFILES[options.profile], ("connections", "rate", "seconds"), run)
