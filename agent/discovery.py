@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.enrichment.process import (
+    FILE_BYTES_MAX,
     PROC,
     Process,
     netns_of,
@@ -109,8 +110,8 @@ def uses_io_uring(tgid: int, proc: Path = PROC) -> bool:
         return False
 
 
-def unix_sockets(tgids: Iterable[int], proc: Path = PROC) -> set[int]:
-    """Inodes of the Unix sockets in the network namespaces of some processes."""
+def unix_sockets(tgids: Iterable[int], proc: Path = PROC) -> set[int] | None:
+    """Inodes of the Unix sockets in the network namespaces of some processes; None: not all could be read."""
     inodes: set[int] = set()
     seen: set[int] = set()
     for tgid in tgids:
@@ -119,7 +120,10 @@ def unix_sockets(tgids: Iterable[int], proc: Path = PROC) -> set[int]:
             continue
         seen.add(netns)
         # `0000000000000000: 00000003 00000000 00000000 0001 03 12345 /run/path`
-        for line in read_bytes(f"{proc}/{tgid}/net/unix").splitlines()[1:]:
+        table = read_bytes(f"{proc}/{tgid}/net/unix")
+        if not table or len(table) >= FILE_BYTES_MAX:
+            return None  # it ended meanwhile, or there are too many
+        for line in table.splitlines()[1:]:
             fields = line.split(None, 7)
             if len(fields) > 6:
                 inodes.add(int(fields[6]))

@@ -24,7 +24,7 @@ UNSEEN: tuple[tuple[str, str], ...] = (
     (r"exit_send", "everything that is sent"),
     (r"tail_messages", "what calls move that take several messages (sendmmsg, recvmmsg)"),
     (r"tail_\w+", "most of what is moved: every program ends in this one"),
-    (r"(kprobe|kretprobe)_\w+", "what processes that use io_uring move"),
+    (r"kprobes|(kprobe|kretprobe)_\w+", "what processes that use io_uring move"),
     (r"(raw_)?inet_sock_set_state", "processes that begin to listen on a selected port later, and resets"),
     (r"(raw_)?tcp_destroy_sock", "the ends of connections: capture.connections_max is reached in time"),
     (r"(raw_)?sched_process_fork", "children that traced processes start from now on"),

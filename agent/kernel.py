@@ -163,6 +163,8 @@ class Kernel:
         self.refused: list[dict[str, str]] = list(facts["refused"])
         programs = facts["programs"]
         self._programs = list(zip(programs, fds[: len(programs)], strict=True))
+        self._kprobe_names = {"kprobes", *(p["name"] for p in facts["refused"] if "probe_" in p["name"])}
+        self._kprobe_names.update(t for p in programs if p["kind"] in KPROBES for t in p["targets"])
         names = [each["name"] for each in facts["maps"]]
         self.maps: dict[str, int] = dict(zip(names, fds[len(programs) :], strict=True))
         self._attachments = attach.Attachments()
@@ -179,20 +181,25 @@ class Kernel:
         self._attach(lambda kind: kind not in KPROBES or self.backend.kprobes_for_all)
 
     def attach_kprobes(self) -> bool:
-        """Attaches what sees processes that use io_uring. False: this kernel cannot. Again: no harm."""
-        self._attach(lambda kind: kind in KPROBES)
-        return self.backend.kprobes
+        """Attaches what sees processes that use io_uring. Again: no harm.
+
+        False: this kernel has no kprobes, or refuses one of ours (`refused` says why). Then no process may be
+        left to them: its system calls show more.
+        """
+        if not self.backend.kprobes:
+            return False
+        try:
+            self._attach(lambda kind: kind in KPROBES)
+        except AgentError as error:
+            self.refused.append({"name": "kprobes", "reason": error.message})
+        return not {each["name"] for each in self.refused} & self._kprobe_names
 
     def _attach(self, now: Callable[[str], bool]) -> None:
         """The descriptors of the programs are closed: the attachments hold them."""
-        wait = []
-        for program, fd in self._programs:
-            if not now(program["kind"]):
-                wait.append((program, fd))
-                continue
+        for program, fd in [each for each in self._programs if now(each[0]["kind"])]:
             self._attachments.add(fd, program["kind"], program["targets"], program.get("optional", ()))
+            self._programs.remove((program, fd))
             os.close(fd)
-        self._programs = wait
         self.refused += self._attachments.refused
         self._attachments.refused = []
 
@@ -256,17 +263,20 @@ class Kernel:
         """The share of connections that is left out now, under pressure: 0 to 1."""
         return float(struct.unpack_from("=I", self._control, 12)[0]) / SHED_ALL
 
-    def forget_unix(self, alive: Callable[[], Container[int]]) -> int:
+    def forget_unix(self, alive: Callable[[], Container[int] | None]) -> int:
         """Takes away connections of Unix sockets that ended unseen, as a killed process's do: how many.
 
-        alive: the inodes of all such sockets; asked for only when there were new ones since last time.
+        alive: the inodes of all such sockets, None if that is not known; asked for only when there were new
+        ones since last time.
         """
         begun = self.counters()["unix_connections"]
         if begun == self._unix_begun:
             return 0
-        self._unix_begun = begun
         entries = list(self._entries("unix_connections"))
         inodes = alive()
+        if inodes is None:
+            return 0
+        self._unix_begun = begun
         gone = [key for key, value in entries if struct.unpack_from("=Q", value, 8)[0] not in inodes]
         for key in gone:
             self._delete("unix_connections", key)

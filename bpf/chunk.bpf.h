@@ -15,15 +15,11 @@ enum { CAPTURE_MAX = SEGMENTS_MAX * HEAD_MAX, FRAMING_BYTES = 256 };
         (counts)->account##_bytes += (bytes_now);                                                      \
     } while (0)
 
-/* Pressure, first step: less of each chunk is copied when the ring is half full, little but message starts
- * when it is three quarters full. The framing goes on by positions; what is lost is detail. */
+/* Pressure, first step: bodies are not copied any more when the ring is half full. The framing goes on by positions.
+ * Of a chunk that begins a message so much is copied as a head may have: servers take no longer ones by default. */
 INLINE uint32_t under_pressure(uint32_t head, uint64_t fill, bool is_start)
 {
-    if (fill > EVENTS_BYTES / 4 * 3)
-        return least(head, is_start ? 1024 : FRAMING_BYTES);
-    if (fill > EVENTS_BYTES / 2)
-        return least(head, is_start ? 4096 : 1024);
-    return head;
+    return fill > EVENTS_BYTES / 2 ? least(head, is_start ? 8192 : FRAMING_BYTES) : head;
 }
 
 /* Second step: connections are left out as wholes, chosen by their number, so that what is kept is complete;

@@ -75,7 +75,7 @@ struct open_event {
     uint8_t role;      /* enum role, by how the socket got its local address */
     uint8_t transport; /* enum transport */
     uint16_t path_size;
-    uint32_t peer_tgid; /* Unix: who connected, or listened, as this network of processes counts; 0: unknown */
+    uint32_t peer_tgid; /* Unix: who connected, or listened, by the host's numbers; 0: unknown */
     uint32_t padding;
     uint8_t path[]; /* Unix: path_size bytes of the address that was bound; its first is 0 if it is abstract */
 };

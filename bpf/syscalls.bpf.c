@@ -29,9 +29,17 @@ enum { SHUT_READ = 0 };
 INLINE void take_message(struct call *call, uint64_t message)
 {
     uint64_t vectors_count[2] = {};
-    bpf_probe_read_user(vectors_count, sizeof(vectors_count), (void *)(message + 16));
+    bpf_probe_read_user(vectors_count, sizeof(vectors_count), (void *)(message + MESSAGE_HEADER_AT));
     call->buffer = vectors_count[0];
     call->count = vectors_count[1];
+    call->vectored = true;
+}
+
+/* An array of struct mmsghdr, of which `size` were sent or received: tail_messages sums up their bytes. */
+INLINE void take_messages(struct call *call)
+{
+    call->messages = call->size;
+    call->size = 0;
     call->vectored = true;
 }
 
@@ -92,9 +100,7 @@ int exit_receive(struct exit_arguments *ctx)
         break;
     case __NR_recvmmsg:
         flags = argument(registers, 3);
-        call->messages = call->size;
-        call->size = 0;
-        call->vectored = true;
+        take_messages(call);
         break;
     case __NR_readv:
     case __NR_preadv2:
@@ -155,9 +161,7 @@ int exit_send(struct exit_arguments *ctx)
         take_message(call, call->buffer);
         break;
     case __NR_sendmmsg:
-        call->messages = call->size;
-        call->size = 0;
-        call->vectored = true;
+        take_messages(call);
         break;
     case __NR_writev:
     case __NR_pwritev2:

@@ -48,7 +48,7 @@ class FakeKernel:
     def attach_kprobes(self) -> bool:
         return False
 
-    def forget_unix(self, alive: Callable[[], Container[int]]) -> int:
+    def forget_unix(self, alive: Callable[[], Container[int] | None]) -> int:
         return 0
 
     def shed_share(self) -> float:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every program passes this kernel's verifier and is attached; the maps stay small; errors are clear."""
 
+import dataclasses
 import json
 import os
 import re
@@ -127,3 +128,15 @@ def test_program_that_the_verifier_refuses_is_named_with_its_reason(
     assert [each["name"] for each in answer["refused"]] == ["raw_broken"]
     assert "invalid mem access" in answer["refused"][0]["reason"]
     assert len(answer["programs"]) == len([name for name in loader.TARGETS if "probe" not in name]) + 5
+
+
+def test_a_kprobe_that_the_kernel_refuses_leaves_nobody_to_the_others() -> None:
+    """Processes with io_uring are seen by all of the kprobes or go on to be seen by their system calls."""
+    with conftest.load() as each:
+        each.backend = dataclasses.replace(each.backend, kprobes=True)
+        missing = {"name": "kprobe_send", "kind": "kprobe", "targets": ["no_such_function"]}
+        each._kprobe_names.add("no_such_function")
+        each._programs.append((missing, os.dup(each.maps["traced"])))
+        before = len(each.refused)
+        assert each.attach_kprobes() is False and each.attach_kprobes() is False
+        assert [r["name"] for r in each.refused[before:]] == ["no_such_function"]
