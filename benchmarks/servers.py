@@ -69,7 +69,7 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def requests(self, count: int = 0, timeout_s: float = ACCESS_LOG_TIMEOUT_S) -> list[LoggedRequest]:
+    def requests(self, count: int, timeout_s: float = ACCESS_LOG_TIMEOUT_S) -> list[LoggedRequest]:
         """The access log (nginx with access_log=True), once `count` requests are in it or the time is over.
 
         nginx logs a request just after its answer has left, so the client may be here first.

@@ -105,4 +105,4 @@ def test_a_configuration_that_nginx_refuses_is_told_with_its_reason() -> None:
 
 def test_asking_for_a_log_that_is_not_kept_says_how_to_get_it() -> None:
     with servers.nginx() as server, pytest.raises(ValueError, match="access_log=True"):
-        server.requests()
+        server.requests(count=1)

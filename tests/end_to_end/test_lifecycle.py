@@ -186,7 +186,7 @@ def test_a_killed_keeper_takes_everything_with_it_and_disturbs_nobody(tmp_path):
             )
             for i in range(11):
                 ask(server.port, f"after/{i}")
-        assert len(server.requests()) == 12
+        assert len(server.requests(count=12)) == 12
 
 
 def test_the_pipeline_holds_no_privilege(trace):

@@ -62,7 +62,7 @@ def test_1009_short_connections_with_reused_descriptors(trace):
             with connected(server.port) as sock:
                 sock.sendall(GET % b"c/%d" % i)
                 read_responses(sock, 1)
-        logged = server.requests()
+        logged = server.requests(count=1009)
     spans = traced.of(SERVER)
     assert len(logged) == 1009
     assert [s["url.path"] for s in spans] == [f"/c/{i}" for i in range(1009)]
