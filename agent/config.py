@@ -104,7 +104,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("capture.ring_bytes", int, 4 * MIB, "Size of the data ring: a power of two, at least a page.", minimum=4096),
     Option("capture.wake_bytes", int, 0, "Bytes waiting in the ring that wake the pipeline; 0: an eighth of the ring.", minimum=0),
     Option("capture.allowance_bytes", int, 64 * KIB, "Bytes copied at most per message; beyond, the first 256 and the last few of each call.", minimum=256),
-    Option("capture.tail_bytes", int, 16, "Last bytes copied of a chunk that is not copied whole.", minimum=0, maximum=256),
+    Option("capture.tail_bytes", int, 48, "Last bytes copied of a chunk that is not copied whole.", minimum=0, maximum=256),
     Option("capture.connections_max", int, 65536, "Connections the kernel side keeps at once.", minimum=16),
     Option("capture.unix_connections_max", int, 16384, "The same for Unix sockets.", minimum=16),
     Option("capture.threads_max", int, 32768, "Threads the kernel side keeps at once.", minimum=64),
@@ -121,6 +121,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("core.hold_ms", float, 5.0, "Events wait this long to be put in the order of their times.", minimum=0, maximum=1000),
     Option("core.poll_ms", float, 100.0, "The pipeline looks at the ring at least this often.", minimum=1, maximum=10000),
     Option("core.batch_spans_max", int, 8192, "Spans that one batch may hold; more wait for the next.", minimum=64),
+    Option("core.statement_bytes_max", int, 4 * MIB, "Texts of SQL statements kept, and which connection has prepared them; without room a span has no text.", minimum=64 * KIB),
     Option("core.series_max", int, 2000, "Duration series kept at once; others are counted together (otel.metric.overflow).", minimum=16),
     # Protocols.
     Option("http.route", str, "heuristic", "http.route from the path by rule, or never (strict).", choices=("heuristic", "unset")),
@@ -129,6 +130,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("http.request_headers", "strs", (), "Request headers to capture as attributes.", env=("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST",)),
     Option("http.response_headers", "strs", (), "Response headers to capture as attributes.", env=("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE",)),
     Option("http.known_methods", "strs", KNOWN_METHODS, "HTTP methods that are named in spans; others are _OTHER.", env=("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS",)),
+    Option("database.query_text", str, "parameterized", "db.query.text: never; with every literal replaced; or the same, but statements with placeholders as they are.", choices=("off", "sanitized", "parameterized")),
+    Option("database.server_spans", bool, False, "Spans of the database's side too, where its process is traced."),
     # Sampling and resource.
     Option("traces.sampler", str, "parentbased_always_on", "Which traces are kept.", env=("OTEL_TRACES_SAMPLER",), choices=("always_on", "always_off", "traceidratio", "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio")),
     Option("traces.sampler_ratio", float, 1.0, "Share of traces kept by the traceidratio samplers.", env=("OTEL_TRACES_SAMPLER_ARG",), minimum=0, maximum=1),

@@ -17,12 +17,26 @@ from agent.spans import keys_of
 SPAN_ROW = dtype_of(ffi, "struct span_row")
 SERIES_ROW = dtype_of(ffi, "struct series_row")
 LEDGER_ROW = dtype_of(ffi, "struct ledger_row")
-LEDGER_CLASSES = ("parsed", "truncated", "lost", "unknown", "late", "encrypted", "shed")  # enum ledger_class
+LEDGER_CLASSES = (
+    "parsed",
+    "truncated",
+    "lost",
+    "unknown",
+    "late",
+    "encrypted",
+    "declined",
+    "shed",
+)  # enum ledger_class
 assert len(LEDGER_CLASSES) == lib.LEDGER_CLASSES
 GAP_CAUSES = ("lost", "unhooked", "shed", "truncated", "invalid", "overlap")  # enum gap_cause
 assert len(GAP_CAUSES) == lib.GAP_CAUSES
 PROTOCOLS = tuple(ffi.string(lib.protocol_name(number)).decode() for number in range(lib.PROTOCOL_COUNT))
 
+QUERY_TEXT = {
+    "off": lib.QUERY_TEXT_OFF,
+    "sanitized": lib.QUERY_TEXT_SANITIZED,
+    "parameterized": lib.QUERY_TEXT_PARAMETERIZED,
+}
 NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
 
@@ -133,6 +147,7 @@ def _new(options: Mapping[str, Any]) -> Any:
     config.buffer_bytes_max = options["core.buffer_bytes_max"]
     config.processes_max = options["capture.processes_max"]
     config.batch_spans_max = options["core.batch_spans_max"]
+    config.statement_bytes_max = options["core.statement_bytes_max"]
     config.series_max = options["core.series_max"]
     config.hold_ns = int(options["core.hold_ms"] * NS_PER_MS)
     config.request_timeout_ns = int(options["core.request_timeout_s"] * NS_PER_S)
@@ -143,6 +158,8 @@ def _new(options: Mapping[str, Any]) -> Any:
     protocol = config.protocol
     protocol.route_heuristic = options["http.route"] == "heuristic"
     protocol.routes_max = options["http.routes_max"]
+    protocol.database_servers = options["database.server_spans"]
+    protocol.query_text = QUERY_TEXT[options["database.query_text"]]
     for field, values in (
         ("redact", options["http.redact_query_keys"]),
         ("method", options["http.known_methods"]),

@@ -27,6 +27,15 @@ INSTRUMENTS = {
     lib.METRIC_HTTP_CLIENT_DURATION: Instrument(
         "http.client.request.duration", "s", "Duration of HTTP client requests."
     ),
+    # https://opentelemetry.io/docs/specs/semconv/db/database-metrics/
+    lib.METRIC_DB_CLIENT_DURATION: Instrument(
+        "db.client.operation.duration", "s", "Duration of database client operations."
+    ),
+    lib.METRIC_DB_RETURNED_ROWS: Instrument(
+        "db.client.response.returned_rows",
+        "{row}",
+        "The actual number of records returned by the database operation.",
+    ),
 }
 BOUNDS = {metric: metric_bounds(metric) for metric in INSTRUMENTS}
 OVERFLOW = {"otel.metric.overflow": True}
@@ -62,8 +71,8 @@ def _point(
         attributes,
         start_unix_ns=int(row["start_ktime_ns"]) + offset_ns,
         count=int(row["count"]),
-        sum=float(row["sum_s"]),
-        min=float(row["min_s"]),
-        max=float(row["max_s"]),
+        sum=float(row["sum"]),
+        min=float(row["min"]),
+        max=float(row["max"]),
         buckets=row["buckets"][: len(BOUNDS[int(row["metric"])]) + 1].tolist(),
     )

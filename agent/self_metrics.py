@@ -89,6 +89,11 @@ FIGURES: tuple[Figure, ...] = (
     Figure(OWN + "core.resyncs", "{resync}", "sum", "Searches for the next message after a gap or an invalid one.", "core.resyncs"),
     Figure(OWN + "core.responses.unmatched", "{message}", "sum", "Responses without a request.", "core.responses_unmatched"),
     Figure(OWN + "core.requests.unanswered", "{request}", "sum", "Requests closed, reset or timed out; they are spans.", "core.requests_unanswered"),
+    Figure(OWN + "core.requests.void", "{request}", "sum", "Database requests that the server passed over after an error: no span.", "core.requests_void"),
+    Figure(OWN + "core.statements.read", "{statement}", "sum", "SQL texts that were read; those that came again are found.", "core.statements_read"),
+    Figure(OWN + "core.statements.found", "{statement}", "sum", "SQL texts that were there already.", "core.statements_found"),
+    Figure(OWN + "core.statements.refused", "{statement}", "sum", "SQL texts without room (core.statement_bytes_max): spans without text.", "core.statements_refused"),
+    Figure(OWN + "core.statements.forgotten", "{statement}", "sum", "Prepared statements above what one connection may have.", "core.statements_forgotten"),
     Figure(OWN + "core.requests.dropped", "{request}", "sum", "Requests without a span: lost track of, core.pending_max, core.buffer_bytes_max.", "core.requests_dropped"),
     Figure(OWN + "core.spans", "{span}", "sum", "Spans made.", "core.spans"),
     Figure(OWN + "core.spans.unsampled", "{span}", "sum", "Spans left out by the sampler.", "core.spans_unsampled"),
@@ -136,7 +141,16 @@ class Sample(NamedTuple):
 class Ledger:
     """The completeness ledger by service, over all processes there ever were."""
 
-    CLASSES = ("parsed", "truncated", "lost", "unknown", "late", "encrypted", "shed")  # enum ledger_class
+    CLASSES = (
+        "parsed",
+        "truncated",
+        "lost",
+        "unknown",
+        "late",
+        "encrypted",
+        "declined",
+        "shed",
+    )  # enum ledger_class
     PLAIN = ("spans", "requests", "orphans")
     GAPS = ("lost", "unhooked", "shed", "truncated", "invalid", "overlap")  # enum gap_cause
 

@@ -8,6 +8,9 @@
  * in step through a body of any length. */
 enum { CAPTURE_MAX = SEGMENTS_MAX * HEAD_MAX, FRAMING_BYTES = 256 };
 
+/* What a database and its client say before it is the other's turn may be many messages. */
+enum { TURN_ALLOWANCE = 4 * ALLOWANCE };
+
 /* Chunk and bytes into exactly one account. A macro: it names the counter. */
 #define COUNT(counts, account, bytes_now)                                                              \
     do {                                                                                               \
@@ -82,14 +85,15 @@ INLINE void received_end(struct connection *connection, const struct call *call)
 
 /* The verdict over these bytes and those of the calls before, while they may begin a message: a client
  * may send its first request byte by byte. It falls after CLASSIFY_BYTES bytes at the latest. */
-INLINE enum verdict classify_so_far(struct stream *stream, struct work *work, uint32_t taken, uint8_t *protocol)
+INLINE enum verdict classify_so_far(struct stream *stream, struct work *work, uint32_t taken, uint32_t size,
+                                    uint8_t *protocol)
 {
     uint32_t had = stream->had;
     uint64_t at = BOUND(had, CLASSIFY_BYTES - 1);
     __builtin_memcpy(work->first, stream->first, CLASSIFY_BYTES);
     bpf_probe_read_kernel(work->first + at, CLASSIFY_BYTES, work->payload);
     uint32_t n = least(at + least(taken, CLASSIFY_BYTES), CLASSIFY_BYTES);
-    enum verdict verdict = classify(work->first, n, protocol);
+    enum verdict verdict = classify(work->first, n, had + size, protocol);
     stream->had = verdict == VERDICT_MAYBE ? n : 0;
     __builtin_memcpy(stream->first, work->first, CLASSIFY_BYTES);
     return verdict;
@@ -199,7 +203,13 @@ INLINE bool chunk(struct work *work, struct control *shared, struct kernel_count
         }
     }
 
-    /* Does a message begin here? */
+    /* Does a message begin here? In a database's protocol: is it the other side's turn? */
+    bool database = protocol_is_database(protocol);
+    bool turned = database && connection->turn != direction;
+    uint32_t framing = database ? 0 : FRAMING_BYTES;
+    connection->turn = direction;
+    if (turned)
+        stream->allowance = TURN_ALLOWANCE;
     enum verdict verdict = VERDICT_NO;
     bool readable = seek(work, call, offset) && !(call->discarded && connection->transport == TRANSPORT_TCP);
     uint32_t taken = 0;
@@ -207,12 +217,12 @@ INLINE bool chunk(struct work *work, struct control *shared, struct kernel_count
         uint8_t looks_like = PROTOCOL_UNDECIDED;
         uint32_t wanted = CLASSIFY_BYTES;
         if (protocol != PROTOCOL_UNDECIDED)
-            wanted = most(stream->allowance, FRAMING_BYTES);
+            wanted = most(stream->allowance, framing);
         taken = take_first(work, least(wanted, size - offset));
         if (taken && protocol == PROTOCOL_UNDECIDED)
-            verdict = classify_so_far(stream, work, taken, &looks_like);
-        else if (taken)
-            verdict = classify(work->payload, least(taken, CLASSIFY_BYTES), &looks_like);
+            verdict = classify_so_far(stream, work, taken, size, &looks_like);
+        else if (taken && !database)
+            verdict = classify(work->payload, least(taken, CLASSIFY_BYTES), size, &looks_like);
         if (verdict == VERDICT_YES && protocol == PROTOCOL_UNDECIDED) {
             connection->protocol = protocol = looks_like;
             if (protocol == PROTOCOL_ENCRYPTED) {
@@ -223,18 +233,18 @@ INLINE bool chunk(struct work *work, struct control *shared, struct kernel_count
         if (verdict == VERDICT_YES && looks_like != protocol)
             verdict = VERDICT_NO; /* TLS, say, inside a body */
     }
-    bool is_start = verdict != VERDICT_NO;
+    bool is_start = verdict != VERDICT_NO || turned;
     if (protocol == PROTOCOL_UNDECIDED && !is_start) {
         /* Counted, and looked at again next time: a message may begin there. */
         COUNT(counts, unknown, size);
         return false;
     }
     if (is_start)
-        stream->allowance = ALLOWANCE;
+        stream->allowance = protocol_is_database(protocol) ? TURN_ALLOWANCE : ALLOWANCE;
 
     uint32_t head = least(size - offset, CAPTURE_MAX);
     if (mode != DEMAND_WHOLE)
-        head = least(head, most(stream->allowance, FRAMING_BYTES));
+        head = least(head, most(stream->allowance, framing));
     head = under_pressure(head, work->fill, is_start);
     uint32_t tail = least(TAIL_BYTES, size - offset - head);
     if (!readable) {

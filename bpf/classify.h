@@ -14,8 +14,10 @@ enum verdict {
 /* HTTP/1 message start (RFC 9112, 3 and 4): "HTTP/1." or METHOD SP target, where the method is capital
  * letters (and - or _), and the target begins with '/', '*' or 'h'; CONNECT takes any target.
  * `bytes` holds CLASSIFY_BYTES, of which the first n are valid. */
-static inline __attribute__((always_inline)) enum verdict classify_http1(const uint8_t *bytes, uint32_t n)
+static inline __attribute__((always_inline)) enum verdict classify_http1(const uint8_t *bytes, uint32_t n,
+                                                                          uint32_t size)
 {
+    (void)size;
     const char response[8] = "HTTP/1.";
     bool is_response = true;
 #pragma unroll
@@ -49,6 +51,99 @@ static inline __attribute__((always_inline)) enum verdict classify_http1(const u
     return VERDICT_NO;
 }
 
+/* Lengths of four bytes, most significant first, and of three, least significant first. */
+#define LENGTH_BE32(at) ((uint32_t)bytes[at] << 24 | (uint32_t)bytes[(at) + 1] << 16 | bytes[(at) + 2] << 8 | bytes[(at) + 3])
+#define LENGTH_LE24(at) (bytes[at] | bytes[(at) + 1] << 8 | (uint32_t)bytes[(at) + 2] << 16)
+
+static inline __attribute__((always_inline)) bool classify_is_word(uint8_t c)
+{
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '(' || c == '/' || c == '-' || c == ' ' || c == '\n';
+}
+
+/* PostgreSQL (protocol 3, "Message Formats"): a startup, TLS, GSS or cancel request; or, joined late, a Query that
+ * is all of the call, a Parse or a Bind of an unnamed portal, of a plausible length. */
+static inline __attribute__((always_inline)) enum verdict classify_postgresql(const uint8_t *bytes, uint32_t n,
+                                                                               uint32_t size)
+{
+    if (n == 0)
+        return VERDICT_MAYBE;
+    if (bytes[0] == 0) {
+        if ((n > 1 && bytes[1] != 0) || (n > 2 && bytes[2] > 39)) /* no startup is longer than 10,000 bytes */
+            return VERDICT_NO;
+        if (n < 8)
+            return VERDICT_MAYBE;
+        uint32_t length = LENGTH_BE32(0), code = LENGTH_BE32(4);
+        bool asks = length == 8 && (code == 80877103 || code == 80877104);
+        bool starts = length >= 9 && (code == 3 << 16 || code == (3 << 16 | 2));
+        bool cancels = length >= 16 && code == 80877102;
+        return length <= size && (asks || starts || cancels) ? VERDICT_YES : VERDICT_NO;
+    }
+    if (bytes[0] != 'Q' && bytes[0] != 'P' && bytes[0] != 'B')
+        return VERDICT_NO;
+    if (n < 8)
+        return n > 1 && bytes[1] != 0 ? VERDICT_NO : VERDICT_MAYBE;
+    uint32_t length = LENGTH_BE32(1);
+    if (length < 6 || bytes[1] != 0 || length >= size)
+        return VERDICT_NO;
+    if (bytes[0] == 'Q')
+        return length + 1 == size && classify_is_word(bytes[5]) && classify_is_word(bytes[6]) ? VERDICT_YES : VERDICT_NO;
+    if (bytes[0] == 'B')
+        return bytes[5] == 0 && (bytes[6] == 0 || bytes[6] > ' ') && bytes[6] < 0x7f ? VERDICT_YES : VERDICT_NO;
+    return (bytes[5] == 0 ? classify_is_word(bytes[6]) : bytes[5] > ' ' && bytes[5] < 0x7f) ? VERDICT_YES : VERDICT_NO;
+}
+
+/* MySQL: the greeting of a server (protocol 10) that is all of the call; or, joined late, a command that is, with
+ * sequence number 0: a query, a prepare, an execute, a ping. A server may read the header by itself. */
+static inline __attribute__((always_inline)) enum verdict classify_mysql(const uint8_t *bytes, uint32_t n,
+                                                                          uint32_t size)
+{
+    if (n < 5)
+        return n == 4 && (bytes[3] != 0 || (bytes[0] | bytes[1] | bytes[2]) == 0) ? VERDICT_NO : VERDICT_MAYBE;
+    uint32_t length = LENGTH_LE24(0);
+    if (bytes[3] != 0 || length + 4 != size)
+        return VERDICT_NO;
+    if (bytes[4] == 0x0e)
+        return length == 1 ? VERDICT_YES : VERDICT_NO;
+    if (n < 7)
+        return VERDICT_MAYBE;
+    if (bytes[4] == 0x0a) /* the version follows */
+        return length > 32 && bytes[5] >= '1' && bytes[5] <= '9' && (bytes[6] == '.' || bytes[6] <= '9') ? VERDICT_YES
+                                                                                                         : VERDICT_NO;
+    if (bytes[4] == 0x03 && bytes[5] == 0 && bytes[6] == 1) /* query attributes: none, in one set */
+        return length > 4 ? VERDICT_YES : VERDICT_NO;
+    if (bytes[4] == 0x03 || bytes[4] == 0x16)
+        return classify_is_word(bytes[5]) && classify_is_word(bytes[6]) ? VERDICT_YES : VERDICT_NO;
+    if (bytes[4] == 0x17 && n < 14)
+        return VERDICT_MAYBE;
+    bool once = bytes[10] == 1 && bytes[11] == 0 && bytes[12] == 0 && bytes[13] == 0; /* iterations: always 1 */
+    return bytes[4] == 0x17 && once ? VERDICT_YES : VERDICT_NO;
+}
+
+/* Redis: a command as an array of bulk strings (RESP, "Sending commands to a Redis server"). */
+static inline __attribute__((always_inline)) enum verdict classify_redis(const uint8_t *bytes, uint32_t n,
+                                                                          uint32_t size)
+{
+    (void)size;
+#pragma unroll
+    for (uint32_t i = 0; i < 8; i++) {
+        if (i >= n)
+            return VERDICT_MAYBE;
+        uint8_t c = bytes[i];
+        if (i == 0 ? c != '*' : i == 1 && (c < '1' || c > '9'))
+            return VERDICT_NO;
+        if (i < 2)
+            continue;
+        if (c >= '0' && c <= '9')
+            continue;
+        if (c != '\r')
+            return VERDICT_NO;
+        if (i + 2 >= n)
+            return i + 1 < n && bytes[i + 1] != '\n' ? VERDICT_NO : VERDICT_MAYBE;
+        return bytes[i + 1] == '\n' && bytes[i + 2] == '$' ? VERDICT_YES : VERDICT_NO;
+    }
+    return VERDICT_NO;
+}
+
 /* TLS record (RFC 8446, 5.1) that opens a connection: handshake, version 3.0 to 3.4, length under
  * 2^14 + 256, ClientHello or ServerHello. */
 static inline __attribute__((always_inline)) enum verdict classify_tls(const uint8_t *bytes, uint32_t n)
@@ -59,8 +154,9 @@ static inline __attribute__((always_inline)) enum verdict classify_tls(const uin
     return record && (bytes[5] == 1 || bytes[5] == 2) ? VERDICT_YES : VERDICT_NO;
 }
 
-/* Order matters: the first protocol that says yes has it. Returns VERDICT_YES with *protocol set. */
-static inline __attribute__((always_inline)) enum verdict classify(const uint8_t *bytes, uint32_t n,
+/* Order matters: the first protocol that says yes has it. Returns VERDICT_YES with *protocol set. `size`: how
+ * many bytes the call moved, of which these are the first, with what had come before of the same message. */
+static inline __attribute__((always_inline)) enum verdict classify(const uint8_t *bytes, uint32_t n, uint32_t size,
                                                                    uint8_t *protocol)
 {
     enum verdict best = VERDICT_NO, verdict = classify_tls(bytes, n);
@@ -69,8 +165,8 @@ static inline __attribute__((always_inline)) enum verdict classify(const uint8_t
         return VERDICT_YES;
     }
     best = verdict;
-#define CLASSIFY(identifier, name)                                                                     \
-    verdict = classify_##name(bytes, n);                                                               \
+#define CLASSIFY(identifier, name, database)                                                                     \
+    verdict = classify_##name(bytes, n, size);                                                               \
     if (verdict == VERDICT_YES) {                                                                      \
         *protocol = PROTOCOL_##identifier;                                                             \
         return VERDICT_YES;                                                                            \

@@ -76,7 +76,8 @@ struct connection {
     uint8_t reset;
     uint8_t transport;      /* enum transport */
     uint8_t fin_was_sent;   /* TCP */
-    uint8_t padding[2];
+    uint8_t turn;           /* enum direction of the last chunk, where messages are copied by turns */
+    uint8_t padding;
     uint32_t shed_chunks;   /* of both directions */
 };
 BPF_F_TABLE("hash", uint64_t, struct connection, connections, CONNECTIONS_MAX, NO_PREALLOC);

@@ -2,8 +2,10 @@
 /* The ordered list of protocols: makes the enum, the order of classification and the parser table. */
 #pragma once
 
-/* X(identifier, name): a parser agent/core/protocols/<name>.c, a classifier classify_<name>() */
-#define PROTOCOLS(X) X(HTTP1, http1)
+/* X(identifier, name, database): a parser agent/core/protocols/<name>.c, a classifier classify_<name>().
+ * Of a database the kernel side copies what a turn begins with, and no framing out of the middle of answers:
+ * the lengths stand in front, the outcome stands at the end. */
+#define PROTOCOLS(X) X(HTTP1, http1, 0)
 
 enum protocol_id {
     PROTOCOL_UNDECIDED = 0,
@@ -11,8 +13,13 @@ enum protocol_id {
     PROTOCOL_UNKNOWN = 2,   /* decided: none of ours */
     PROTOCOL_BUILT_IN = 3,
     PROTOCOL_BEFORE_FIRST = PROTOCOL_BUILT_IN - 1,
-#define PROTOCOL_ENUM(identifier, name) PROTOCOL_##identifier,
+#define PROTOCOL_ENUM(identifier, name, database) PROTOCOL_##identifier,
     PROTOCOLS(PROTOCOL_ENUM)
 #undef PROTOCOL_ENUM
     PROTOCOL_COUNT,
+#define PROTOCOL_DATABASE(identifier, name, database) | ((database) << PROTOCOL_##identifier)
+    PROTOCOL_DATABASES = 0 PROTOCOLS(PROTOCOL_DATABASE), /* bit by protocol */
+#undef PROTOCOL_DATABASE
 };
+
+#define protocol_is_database(id) ((PROTOCOL_DATABASES >> (id)) & 1)

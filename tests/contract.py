@@ -40,14 +40,15 @@ KIND_SERVER, KIND_CLIENT = 2, 3  # enum span_kind
 TO_END = 2**64 - 1  # SKIP_TO_END
 
 # What protocols/*.c stand on; the engine is not among it.
-SOURCES = [CORE / name for name in ("builder.c", "url.c", "http.c", "routes.c")]
+SHARED = "builder", "url", "http", "routes", "exchange", "sql", "statements", "database"
+SOURCES = [CORE / f"{name}.c" for name in SHARED]
 
 
 def protocol_names() -> list[str]:
     """In the order of bpf/protocols.h, which numbers them for the driver too."""
     define = re.search(r"#define PROTOCOLS\(X\)((?:.*\\\n)*.*)", (ROOT / "bpf/protocols.h").read_text())
     assert define is not None
-    return re.findall(r"X\(\w+, (\w+)\)", define[1])
+    return re.findall(r"X\(\w+, (\w+), [01]\)", define[1])
 
 
 def compile_c(name: str, sources: list[Path], *flags: str, compiler: str = "cc") -> Path:
@@ -151,11 +152,18 @@ class Driver:
         pieces: list[int] | None = None,
         hints: tuple[int, ...] = (),
         use_seen: bool = False,
+        before: tuple[tuple[int, bytes, int], ...] = (),
     ) -> dict[str, Any]:
-        """Steps that the engine would see when `data` comes in pieces of these sizes."""
+        """Steps that the engine would see when `data` comes in pieces of these sizes.
+
+        before: what both sides had said: sender, bytes, and for answers the hint of what they answer.
+        """
         pieces = [len(data)] if pieces is None else pieces
         lists = struct.pack(f"<I{len(hints)}I", len(hints), *hints)
         lists += struct.pack(f"<I{len(pieces)}I", len(pieces), *pieces)
+        lists += struct.pack("<I", len(before))
+        for sender, said, hint in before:
+            lists += struct.pack("<BII", sender, hint, len(said)) + said
         run: dict[str, Any] = self.call(b"S", side.packed(use_seen), lists, data)
         return run
 
@@ -198,6 +206,7 @@ class Case:
     messages: list[dict[str, Any]]
     end: str = "between"
     hints: tuple[int, ...] = ()
+    before: tuple[tuple[int, bytes, int], ...] = ()
     kind: int = KIND_SERVER
     remote: tuple[str, int] = ("192.0.2.7", 41234)
     options: Options = field(default_factory=Options)
@@ -212,9 +221,16 @@ def messages(run: dict[str, Any]) -> list[dict[str, Any]]:
     open_message = False
     for step in run["steps"]:
         if step["begins"]:
-            assert not open_message, "a message began inside another"
+            if open_message:
+                out[-1]["complete"] = True
             out.append({**step, "body": 0, "complete": False})
             open_message = True
+        elif open_message:
+            last = out[-1]
+            last["attributes"].update(step["attributes"])
+            last.update({name: last[name] | step[name] for name in ("hint", "traits", "failed")})
+            last.update({name: step[name] for name in ("silent", "unanswered")})
+            last.update({name: step[name] or last[name] for name in ("status", "transaction")})
         if step["body"]:
             assert open_message, "content outside of a message"
             out[-1]["body"] += step["body"]
@@ -255,7 +271,7 @@ class Contract:
 
     def run(self, case: Case, pieces: list[int] | None = None, use_seen: bool = False) -> dict[str, Any]:
         core = driver().use(case.options)
-        return core.stream(case.side(self.protocol), case.data, pieces, case.hints, use_seen)
+        return core.stream(case.side(self.protocol), case.data, pieces, case.hints, use_seen, case.before)
 
     def test_whole(self, case: Case) -> None:
         run = self.run(case)
@@ -299,7 +315,8 @@ class Contract:
         whole = self.run(case)
         for behind in (b"\0", b"\xff" * 300, case.data):
             core = driver().use(case.options)
-            run = core.stream(case.side(self.protocol), case.data + behind, None, case.hints)
+            data = case.data + behind
+            run = core.stream(case.side(self.protocol), data, None, case.hints, before=case.before)
             assert run["steps"][: len(whole["steps"])] == [
                 {**step, "window": step["window"] + len(behind)} for step in whole["steps"]
             ]

@@ -36,6 +36,17 @@ enum attribute_type {
     X(CLIENT_PORT, "client.port", 0)                                                                   \
     X(SERVER_ADDRESS, "server.address", 2)                                                             \
     X(SERVER_PORT, "server.port", 2)                                                                   \
+    X(DB_SYSTEM_NAME, "db.system.name", 1)                                                             \
+    X(DB_NAMESPACE, "db.namespace", 1)                                                                 \
+    X(DB_OPERATION_NAME, "db.operation.name", 1)                                                       \
+    X(DB_OPERATION_BATCH_SIZE, "db.operation.batch.size", 0)                                           \
+    X(DB_COLLECTION_NAME, "db.collection.name", 1)                                                     \
+    X(DB_STORED_PROCEDURE_NAME, "db.stored_procedure.name", 1)                                         \
+    X(DB_QUERY_TEXT, "db.query.text", 0)                                                               \
+    X(DB_QUERY_SUMMARY, "db.query.summary", 1)                                                         \
+    X(DB_RESPONSE_STATUS_CODE, "db.response.status_code", 1)                                           \
+    X(DB_RESPONSE_RETURNED_ROWS, "db.response.returned_rows", 0)                                       \
+    X(DB_RESPONSE_AFFECTED_ROWS, "ebpf_otlp_tracer.db.affected_rows", 0)                               \
     X(LINK_METHOD, "ebpf_otlp_tracer.parent.method", 0)
 
 enum attribute_key {

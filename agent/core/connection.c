@@ -55,11 +55,23 @@ static void touch(struct core *core, struct connection *c, uint64_t ktime_ns)
     }
 }
 
+static void session_free(struct core *core, struct connection *c)
+{
+    const struct protocol *protocol = protocol_of(c);
+    if (c->session == NULL)
+        return;
+    if (protocol->session_end)
+        protocol->session_end(c->session, core->statements);
+    core_allocate(core, c->session, protocol->session_size, 0);
+    c->session = NULL;
+}
+
 static void connection_free(struct core *core, struct connection *c)
 {
     pairing_drop_all(core, c);
     stream_free(core, &c->streams[0]);
     stream_free(core, &c->streams[1]);
+    session_free(core, c);
     tuple_remove(core, c);
     recent_unlink(core, c);
     chains_remove(&core->connections, c, BY_ID);
@@ -127,7 +139,7 @@ void connection_open(struct core *core, const struct open_event *event)
     recent_append(core, c);
     tuple_insert(core, c);
     c->joined = event->header.flags & OPEN_AGAIN;
-    c->assumed = event->header.flags & (OPEN_LATE | OPEN_AGAIN);
+    c->assumed = c->late = event->header.flags & (OPEN_LATE | OPEN_AGAIN);
     if (c->assumed)
         for (int i = 0; i < 2; i++) {
             c->streams[i].sync = SYNC_LOST;

@@ -26,6 +26,7 @@ struct connection {
     uint64_t active_ns;           /* time of the last event */
     uint64_t answered_ktime;      /* last chunk of the answering direction */
     uint64_t unmatched_ktime; /* first byte of the last answer that was matched with no request */
+    void *session;                /* protocol.session_size bytes, of both directions; NULL: none */
     struct stream streams[2];     /* by enum direction */
     struct endpoints open;
     uint32_t pending;
@@ -35,8 +36,11 @@ struct connection {
     uint8_t invalid;     /* messages refused since the last good one */
     uint8_t transport;   /* enum transport */
     bool opaque : 1;     /* left its protocol for good */
+    bool late : 1;       /* bytes had been moved before the first that was seen */
     bool joined : 1;     /* announced to an earlier pipeline: its totals are not known yet */
-    bool pipelined : 1;  /* has asked before it was answered (loss.c) */
+    bool pipelined : 1;  /* has asked while it was answered (loss.c) */
+    bool batched : 1;    /* several requests wait, or did when the last one was asked */
+    bool waits : 1;      /* was seen to wait for the answers to all of several requests before it asked again */
     bool assumed : 1;    /* something was not seen: pairs rest on the client's waiting for its answers */
     bool unsure : 1;     /* answers may come to requests that were not seen: no request is paired */
     uint16_t path_size;

@@ -38,7 +38,8 @@ struct core *core_new(const struct core_config *config)
     core->strings = calloc(strings + 1, sizeof(*core->strings));
     core->scratch = malloc(ATTRIBUTES_MAX);
     core->waiting = calloc(WAITING_MAX, sizeof(*core->waiting));
-    if (core->strings == NULL || core->scratch == NULL || core->waiting == NULL) {
+    core->statements = statements_new(config->statement_bytes_max, config->id_seed);
+    if (core->strings == NULL || core->statements == NULL || core->scratch == NULL || core->waiting == NULL) {
         core_free(core);
         return NULL;
     }
@@ -74,6 +75,7 @@ void core_free(struct core *core)
     if (core == NULL)
         return;
     connections_free(core);
+    statements_free(core->statements);
     series_free(core);
     free_values(core, &core->threads, true);
     free_values(core, &core->processes, false);
@@ -388,8 +390,14 @@ void core_forget(struct core *core, const uint32_t *tgids, uint32_t count)
 
 void core_stats(const struct core *core, struct core_stats *out)
 {
+    struct statement_counts statements;
+    statements_counts(core->statements, &statements);
     *out = core->stats;
-    out->memory_bytes += chains_bytes(&core->connections) + chains_bytes(&core->tuples) +
+    out->statements_read = statements.read;
+    out->statements_found = statements.found;
+    out->statements_refused = statements.refused;
+    out->statements_forgotten = statements.forgotten;
+    out->memory_bytes += statements.bytes + chains_bytes(&core->connections) + chains_bytes(&core->tuples) +
                          table_bytes(&core->threads) + table_bytes(&core->processes) +
                          table_bytes(&core->series.index) + core->holds[0].capacity + core->holds[1].capacity;
 }

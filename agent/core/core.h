@@ -20,6 +20,7 @@ struct core_config {
     uint32_t processes_max;    /* with a ledger, series and routes of their own */
     uint32_t batch_spans_max;
     uint32_t series_max;
+    uint64_t statement_bytes_max; /* texts of statements, and who prepared them */
     uint64_t hold_ns;          /* events wait this long to be sorted by time */
     uint64_t request_timeout_ns;
     uint64_t idle_timeout_ns;
@@ -101,6 +102,11 @@ struct core_stats {
     uint64_t responses_unmatched;
     uint64_t requests_unanswered;  /* closed, reset or timed out: still a span */
     uint64_t requests_dropped;     /* pending_max reached, or lost track after a gap: no span */
+    uint64_t requests_void;        /* the server passed over them after an error: no span */
+    uint64_t statements_read;      /* SQL texts that were read; the others were there already */
+    uint64_t statements_found;
+    uint64_t statements_refused;   /* no room for their text: a span without it */
+    uint64_t statements_forgotten; /* prepared statements above what one connection may have */
     uint64_t spans;                /* handed out */
     uint64_t spans_unsampled;
     uint64_t spans_refused;        /* batch arena or rows full, nobody took them */

@@ -7,6 +7,7 @@
 #include "chains.h"
 #include "protocol.h"
 #include "ring.h"
+#include "statements.h"
 #include "table.h"
 
 #define ATTRIBUTES_MAX (256 * 1024) /* one message's attributes: heads go up to 64 KiB */
@@ -83,6 +84,7 @@ struct core {
     uint32_t waiting_count;
     struct hold holds[2];
     uint32_t holding;
+    struct statement_cache *statements;
     uint8_t *scratch; /* ATTRIBUTES_MAX */
     uint64_t random[2];
     uint64_t sampler_limit; /* a trace whose random part is below is kept */

@@ -14,6 +14,7 @@
  * "Authority" is that of an absolute-form target, a CONNECT target or :authority. A host without a port
  * has the default port of its scheme, so that both sides of an exchange report the same. */
 #include "http.h"
+#include "exchange.h"
 
 /* --- fields ----------------------------------------------------------------------------------------- */
 
@@ -180,31 +181,6 @@ static struct text known_scheme(struct text scheme)
 static struct text first_of(struct text a, struct text b)
 {
     return a.length ? a : b;
-}
-
-enum { ADDRESS_MAX = 128 }; /* an address of RFC 5952, or sockaddr_un.sun_path */
-
-/* The address that a Unix socket's server is bound to, as /proc/net/unix has it: '@' stands for the NUL of
- * an abstract one. Empty: it is not known. */
-static struct text socket_path(const struct parse_context *context, char out[ADDRESS_MAX])
-{
-    size_t size = context->path_size < ADDRESS_MAX ? context->path_size : ADDRESS_MAX;
-    if (context->transport != TRANSPORT_UNIX || size == 0)
-        return TEXT("");
-    memcpy(out, context->path, size);
-    if (out[0] == '\0')
-        out[0] = '@';
-    else
-        size = strnlen(out, size);
-    return (struct text){(const uint8_t *)out, size};
-}
-
-/* Empty: the peer has no name, as clients of Unix sockets have none. */
-static struct text peer_address(const struct parse_context *context, char out[ADDRESS_MAX])
-{
-    if (context->transport != TRANSPORT_UNIX)
-        return (struct text){(const uint8_t *)out, address_text(out, context->remote_address)};
-    return context->kind == KIND_CLIENT ? socket_path(context, out) : TEXT("");
 }
 
 static void server_attributes(struct text authority, struct text scheme, const struct parse_context *context,
@@ -384,12 +360,6 @@ void http_response_attributes(int32_t status, const struct http_fields *fields,
                         KEY_CAPTURED + context->options->request_header_count, b);
 }
 
-static struct text found_text(const struct exchange *exchange, enum attribute_key key)
-{
-    const struct attribute *a = attribute_find(exchange->attributes, exchange->attributes_size, key);
-    return a == NULL ? TEXT("") : (struct text){(const uint8_t *)(a + 1), a->size};
-}
-
 /* Why the exchange failed, or empty: a status code as text, or what became of the connection. */
 static struct text error_type(const struct exchange *exchange, char digits[3])
 {
@@ -398,17 +368,7 @@ static struct text error_type(const struct exchange *exchange, char digits[3])
             digits[i] = (char)('0' + n % 10);
         return (struct text){(const uint8_t *)digits, 3};
     }
-    switch (exchange->outcome) {
-    case OUTCOME_CLOSED:
-        return TEXT("connection_closed");
-    case OUTCOME_RESET:
-        return TEXT("connection_reset");
-    case OUTCOME_TIMEOUT:
-        return TEXT("timeout");
-    case OUTCOME_ANSWERED:
-        break;
-    }
-    return TEXT("");
+    return outcome_text(exchange->outcome);
 }
 
 /* A path that the server does not know (404) is anybody's invention: it gets no route, so that a scanner
@@ -418,7 +378,7 @@ static size_t route(const struct exchange *exchange, char out[HTTP_ROUTE_MAX])
     if (exchange->kind != KIND_SERVER || !exchange->options->route_heuristic || exchange->routes == NULL ||
         (exchange->responded && exchange->status == 404))
         return 0;
-    struct text path = found_text(exchange, KEY_URL_PATH);
+    struct text path = exchange_text(exchange, KEY_URL_PATH);
     if (path.length == 0 || path.bytes[0] != '/')
         return 0;
     return routes_match(exchange->routes, (const char *)path.bytes, (uint32_t)path.length, out,
@@ -427,7 +387,7 @@ static size_t route(const struct exchange *exchange, char out[HTTP_ROUTE_MAX])
 
 void http_finish(const struct exchange *exchange, struct finished *out, struct builder *attributes)
 {
-    struct text method = found_text(exchange, KEY_HTTP_REQUEST_METHOD);
+    struct text method = exchange_text(exchange, KEY_HTTP_REQUEST_METHOD);
     char route_text[HTTP_ROUTE_MAX], digits[3];
     size_t route_size = route(exchange, route_text);
     if (text_is(method, "_other"))

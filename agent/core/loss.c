@@ -17,7 +17,11 @@
  * A client that waits: nothing else is due when it asks. That is every client that was not yet seen to ask
  * before it was answered. One that was (`pipelined`) is not trusted again: after a loss none of its requests
  * is paired (`unsure`), until so long a silence that they would have timed out. Once pairs rest on the
- * client's waiting (`assumed`), to see it pipeline has the same effect. */
+ * client's waiting (`assumed`), to see it pipeline has the same effect.
+ *
+ * Clients of some protocols (protocol.batches) send several requests and wait for all the answers. There a
+ * request pipelines only if it is asked when the answers to those before it have begun and are not complete. A
+ * loss while several wait is forgiven to a client that was seen to wait for such a batch before. */
 #include "loss.h"
 #include "pairing.h"
 
@@ -78,18 +82,23 @@ bool loss_told(struct core *core, struct connection *c, const uint32_t unsent[2]
            between(&c->streams[!answering]) && answers_lost < 1U + waits;
 }
 
-void loss_of_answers(struct core *core, struct connection *c)
+/* What was not seen may belong to requests that were not seen either. */
+static void doubt(struct connection *c)
 {
     c->assumed = true;
-    c->unsure |= c->pipelined;
+    c->unsure |= c->pipelined || (c->batched && !c->waits);
+}
+
+void loss_of_answers(struct core *core, struct connection *c)
+{
+    doubt(c);
     pairing_drop_unanswered(core, c);
 }
 
 void loss_of_requests(struct core *core, struct connection *c)
 {
     (void)core;
-    c->assumed = true;
-    c->unsure |= c->pipelined;
+    doubt(c);
 }
 
 void loss_finish_unseen(struct core *core, struct connection *c)
@@ -106,7 +115,14 @@ void loss_before_request(struct core *core, struct connection *c)
 {
     if (!c->pipelined)
         loss_finish_unseen(core, c);
-    if (c->first == NULL)
+    if (c->first == NULL) {
+        c->waits |= c->batched;
+        c->batched = false;
+        return;
+    }
+    bool batches = protocol_of(c)->batches;
+    c->batched |= batches;
+    if (batches && !c->last->followed)
         return;
     c->pipelined = true;
     if (c->assumed && !c->unsure) {

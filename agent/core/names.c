@@ -2,12 +2,12 @@
 /* The tables behind the X-lists: attribute keys, protocols. */
 #include "engine.h"
 
-#define PROTOCOL_EXTERN(identifier, name) extern const struct protocol name##_protocol;
+#define PROTOCOL_EXTERN(identifier, name, database) extern const struct protocol name##_protocol;
 PROTOCOLS(PROTOCOL_EXTERN)
 #undef PROTOCOL_EXTERN
 
 const struct protocol *const protocols[PROTOCOL_COUNT] = {
-#define PROTOCOL_ROW(identifier, name) [PROTOCOL_##identifier] = &name##_protocol,
+#define PROTOCOL_ROW(identifier, name, database) [PROTOCOL_##identifier] = &name##_protocol,
     PROTOCOLS(PROTOCOL_ROW)
 #undef PROTOCOL_ROW
 };

@@ -36,6 +36,24 @@ static struct pending *pending_new(struct core *core, struct connection *c, uint
     return p;
 }
 
+/* Appends to the attributes of the exchange. */
+static void add_attributes(struct core *core, struct pending *p, const struct builder *attributes)
+{
+    if (attributes->size == 0)
+        return;
+    uint32_t used = padded(p->tracestate_size) + p->attributes_size;
+    uint8_t *data = core_allocate(core, p->data, p->capacity, (size_t)used + attributes->size);
+    if (data == NULL) {
+        core->stats.attributes_left_out++;
+        return;
+    }
+    p->data = data;
+    core->requests_bytes += used + attributes->size - p->capacity;
+    p->capacity = used + attributes->size;
+    memcpy(p->data + used, attributes->data, attributes->size);
+    p->attributes_size += attributes->size;
+}
+
 /* Takes the exchange out of every list that knows it. */
 static void pending_free(struct core *core, struct pending *p)
 {
@@ -48,6 +66,8 @@ static void pending_free(struct core *core, struct pending *p)
             break;
         }
     c->pending--;
+    if (p->next && p->next->batch_first == p->batch_first && p->next->batch_first != p->next)
+        p->next->batch = p->batch;
     for (int i = 0; i < 2; i++)
         if (c->streams[i].current == p)
             c->streams[i].current = NULL;
@@ -63,6 +83,27 @@ static void count_dropped(struct core *core, uint32_t tgid)
     core->stats.requests_dropped++;
 }
 
+/* Whose batch is the request of that is now the last? */
+static void join_batch(struct pending *p, const struct pending *before)
+{
+    p->batch_first = before && !before->followed && !before->responded && !before->unanswered ? before->batch_first : p;
+}
+
+/* What a step says of the request as a whole. */
+static void take_request(struct pending *p, const struct step *step)
+{
+    if (p->silent && !step->silent)
+        p->batch_first->batch++;
+    p->hint |= step->hint;
+    p->silent = step->silent;
+    p->unanswered = step->unanswered;
+    p->traits |= step->traits;
+    if (step->shape) {
+        p->shape = step->shape;
+        p->exact = step->exact;
+    }
+}
+
 struct pending *pairing_request(struct core *core, struct connection *c, const struct chunk_event *event,
                                 const struct stream *s, const struct step *step, const uint8_t *window,
                                 const struct builder *attributes)
@@ -75,6 +116,7 @@ struct pending *pairing_request(struct core *core, struct connection *c, const s
     }
     bool room = c->pending < core->config.pending_max && core->requests_bytes < core->config.buffer_bytes_max;
     uint32_t tracestate = step->tracestate.length <= TRACESTATE_MAX ? step->tracestate.length : 0;
+    const struct pending *before = c->last;
     struct pending *p = room && !c->unsure ? pending_new(core, c, tracestate, attributes->size) : NULL;
     if (p == NULL) {
         /* Those before it keep their place. Behind it no answer can be told apart, if there are others. */
@@ -87,43 +129,70 @@ struct pending *pairing_request(struct core *core, struct connection *c, const s
     p->start_pos = s->message_pos;
     p->tgid = event->tgid;
     p->tid = event->header.tid;
-    p->hint = step->hint;
     p->tracestate_size = tracestate;
     if (tracestate)
         memcpy(p->data, window + step->tracestate.offset, tracestate);
     p->attributes_size = attributes->size;
     if (attributes->size)
         memcpy(p->data + padded(tracestate), attributes->data, attributes->size);
+    p->silent = true;
+    join_batch(p, before);
+    take_request(p, step);
     link_request(core, p, &step->context);
     if (c->kind == KIND_SERVER)
         link_open(core, p);
     return p;
 }
 
+void pairing_request_more(struct core *core, struct pending *p, const struct step *step,
+                          const struct builder *attributes)
+{
+    take_request(p, step);
+    add_attributes(core, p, attributes);
+}
+
+/* The oldest request that the answer may be to. Those before it were answered by nothing: what made no span
+ * anyway is forgotten; of the others the client hears, if at all, by the failure before them. */
+static struct pending *answered_by(struct core *core, struct connection *c, const struct step *step)
+{
+    struct pending *p = c->first;
+    while (step->answers && p && !(p->hint & step->answers))
+        p = p->next;
+    while (p && c->first != p) {
+        core->stats.requests_void += !c->first->silent;
+        pending_free(core, c->first);
+    }
+    return p;
+}
+
 struct pending *pairing_response(struct core *core, struct connection *c, const struct stream *s,
                                  const struct step *step, const struct builder *attributes)
 {
-    struct pending *p = c->first;
+    struct pending *p = answered_by(core, c, step);
     /* An answer that began before its request answers something that was not seen. */
     if (p == NULL || p->responded || p->start_ktime > s->message_ktime) {
         core->stats.responses_unmatched++;
         c->unmatched_ktime = s->message_ktime;
         return NULL;
     }
-    uint32_t used = padded(p->tracestate_size) + p->attributes_size;
-    uint8_t *data = core_allocate(core, p->data, p->capacity, (size_t)used + attributes->size);
-    if (data) {
-        p->data = data;
-        core->requests_bytes += used + attributes->size - p->capacity;
-        p->capacity = used + attributes->size;
-        memcpy(p->data + used, attributes->data, attributes->size);
-        p->attributes_size += attributes->size;
-    } else {
-        core->stats.attributes_left_out++;
+    if (step->voids) {
+        core->stats.requests_void += !p->silent;
+        pending_free(core, p);
+        return NULL;
     }
+    c->last->followed = true;
     p->responded = true;
-    p->status = step->status;
+    pairing_response_more(core, p, step, attributes);
     return p;
+}
+
+void pairing_response_more(struct core *core, struct pending *p, const struct step *step,
+                           const struct builder *attributes)
+{
+    add_attributes(core, p, attributes);
+    if (step->begins || step->status)
+        p->status = step->status;
+    p->failed |= step->failed;
 }
 
 /* Room for one more row and `bytes` in the arena; false when memory is short. */
@@ -156,6 +225,10 @@ static bool batch_reserve(struct core *core, struct batch *b, uint64_t bytes)
 void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, uint64_t end_ktime)
 {
     struct connection *c = p->connection;
+    if (p->silent && !p->failed) {
+        pending_free(core, p);
+        return;
+    }
     struct process *process = process_of(core, p->tgid);
     struct batch *batch = &core->batches[core->filling];
     uint32_t state = padded(p->tracestate_size);
@@ -173,6 +246,8 @@ void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, 
         .kind = c->kind,
         .outcome = outcome,
         .responded = p->responded,
+        .failed = p->failed,
+        .batch = p->batch,
         .hint = p->hint,
         .status = p->status,
         .request_body = p->request_ended ? (int64_t)p->request_body : -1,
@@ -183,7 +258,7 @@ void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, 
         .routes = process->routes,
     };
     struct builder out = {.data = list, .size = p->attributes_size, .capacity = p->attributes_size + FINISH_ROOM};
-    struct finished finished = {.metric = METRIC_COUNT};
+    struct finished finished = {.metric = METRIC_COUNT, .value_metric = METRIC_COUNT};
     protocol_of(c)->finish(&exchange, &finished, &out);
     static const char *const methods[] = {NULL, "traceparent", "connection", "thread"};
     if (methods[p->link])
@@ -195,7 +270,9 @@ void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, 
     uint32_t series = UINT32_MAX;
     if (finished.metric < METRIC_COUNT)
         series = series_add(core, p->tgid, finished.metric, c->kind, list, out.size, p->start_ktime,
-                            end_ktime - p->start_ktime);
+                            (double)(end_ktime - p->start_ktime) / 1e9);
+    if (finished.value_metric < METRIC_COUNT)
+        series_add(core, p->tgid, finished.value_metric, c->kind, list, out.size, p->start_ktime, finished.value);
     if (!(p->trace_flags & 1)) {
         core->stats.spans_unsampled++;
         pending_free(core, p);
@@ -234,7 +311,8 @@ void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, 
 
 static void drop(struct core *core, struct pending *p)
 {
-    count_dropped(core, p->tgid);
+    if (!p->silent)
+        count_dropped(core, p->tgid);
     pending_free(core, p);
 }
 

@@ -12,6 +12,13 @@ struct pending {
     uint8_t trace_id[16], span_id[8], parent_id[8];
     uint8_t trace_flags, link, remote_parent;
     bool on_thread, request_ended, responded, size_unknown;
+    bool silent, failed, unanswered; /* as struct step has them */
+    bool followed;      /* an answer began since it was asked: what is asked next is of another batch */
+    bool alone;         /* nothing else waited when its answer was last lost from sight */
+    uint8_t traits;
+    uint32_t batch;     /* requests sent before any of them was answered: of those that wait, with the first */
+    struct pending *batch_first; /* names the batch; to be followed from the last request, unless `followed` */
+    uint64_t shape, exact;
     uint32_t tgid, tid, hint;
     int32_t status;
     uint64_t request_body, response_body;
@@ -24,10 +31,16 @@ struct pending {
 struct pending *pairing_request(struct core *core, struct connection *c, const struct chunk_event *event,
                                 const struct stream *s, const struct step *step, const uint8_t *window,
                                 const struct builder *attributes);
+/* A further step of the request. */
+void pairing_request_more(struct core *core, struct pending *p, const struct step *step,
+                          const struct builder *attributes);
 /* The exchange that a response head answers, or NULL: none. */
 struct pending *pairing_response(struct core *core, struct connection *c, const struct stream *s,
                                  const struct step *step, const struct builder *attributes);
-/* Makes the span and frees the exchange. */
+/* A further step of the response. */
+void pairing_response_more(struct core *core, struct pending *p, const struct step *step,
+                           const struct builder *attributes);
+/* Makes the span, unless the exchange is silent, and frees the exchange. */
 void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, uint64_t end_ktime);
 /* Frees without a span: which answer belongs to which request is not known any more. */
 void pairing_drop_all(struct core *core, struct connection *c);

@@ -1,9 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The table of duration histograms; see series.h. */
+/* The table of histograms; see series.h. */
 #include "series.h"
 
 /* http.server.request.duration and http.client.request.duration: the stable buckets. */
 static const double http_bounds[] = {.005, .01, .025, .05, .075, .1, .25, .5, .75, 1, 2.5, 5, 7.5, 10};
+/* db.client.operation.duration, db.client.response.returned_rows */
+static const double db_bounds[] = {.001, .005, .01, .05, .1, .5, 1, 5, 10};
+static const double row_bounds[] = {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000};
+
+#define BOUNDS(table) {table, sizeof(table) / sizeof(*table)}
+static const struct {
+    const double *bounds;
+    uint32_t count;
+} metric_table[METRIC_COUNT] = {
+    [METRIC_HTTP_SERVER_DURATION] = BOUNDS(http_bounds),
+    [METRIC_HTTP_CLIENT_DURATION] = BOUNDS(http_bounds),
+    [METRIC_DB_CLIENT_DURATION] = BOUNDS(db_bounds),
+    [METRIC_DB_RETURNED_ROWS] = BOUNDS(row_bounds),
+};
 
 static const uint8_t metric_use[KEY_COUNT] = {
 #define METRIC_USE(identifier, key, metric) [KEY_##identifier] = metric,
@@ -13,8 +27,10 @@ static const uint8_t metric_use[KEY_COUNT] = {
 
 uint32_t metric_bounds(enum metric_id metric, const double **bounds)
 {
-    *bounds = http_bounds;
-    return metric < METRIC_COUNT ? sizeof(http_bounds) / sizeof(*http_bounds) : 0;
+    if (metric >= METRIC_COUNT)
+        return 0;
+    *bounds = metric_table[metric].bounds;
+    return metric_table[metric].count;
 }
 
 static uint64_t hash_bytes(uint64_t hash, const uint8_t *bytes, uint32_t size)
@@ -85,7 +101,7 @@ static struct series_row *series_row(struct core *core, uint32_t tgid, enum metr
 }
 
 uint32_t series_add(struct core *core, uint32_t tgid, enum metric_id metric, enum span_kind kind,
-                    const uint8_t *attributes, uint32_t size, uint64_t start_ktime, uint64_t duration_ns)
+                    const uint8_t *attributes, uint32_t size, uint64_t start_ktime, double value)
 {
     uint8_t list[4096];
     uint32_t used = 0;
@@ -111,15 +127,14 @@ uint32_t series_add(struct core *core, uint32_t tgid, enum metric_id metric, enu
             return UINT32_MAX;
         row->overflow = 1;
     }
-    double seconds = (double)duration_ns / 1e9;
     const double *bounds;
     uint32_t n = metric_bounds(metric, &bounds), bucket = 0;
-    while (bucket < n && seconds > bounds[bucket]) /* buckets include their upper bound */
+    while (bucket < n && value > bounds[bucket]) /* buckets include their upper bound */
         bucket++;
     row->buckets[bucket]++;
-    row->min_s = row->count == 0 || seconds < row->min_s ? seconds : row->min_s;
-    row->max_s = row->count == 0 || seconds > row->max_s ? seconds : row->max_s;
-    row->sum_s += seconds;
+    row->min = row->count == 0 || value < row->min ? value : row->min;
+    row->max = row->count == 0 || value > row->max ? value : row->max;
+    row->sum += value;
     row->count++;
     return (uint32_t)(row - core->series.rows);
 }

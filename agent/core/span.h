@@ -42,10 +42,16 @@ struct span_row {
 };
 _Static_assert(sizeof(struct span_row) == 104, "span_row");
 
-/* Duration metrics, one histogram per set of attributes; bounds in seconds. */
+/* Histograms, one per set of attributes; durations in seconds. */
 enum series_limits { SERIES_BUCKETS = 16 };
 
-enum metric_id { METRIC_HTTP_SERVER_DURATION = 0, METRIC_HTTP_CLIENT_DURATION = 1, METRIC_COUNT };
+enum metric_id {
+    METRIC_HTTP_SERVER_DURATION,
+    METRIC_HTTP_CLIENT_DURATION,
+    METRIC_DB_CLIENT_DURATION,
+    METRIC_DB_RETURNED_ROWS,
+    METRIC_COUNT,
+};
 
 struct series_row {
     uint32_t tgid;
@@ -55,7 +61,7 @@ struct series_row {
     uint32_t attributes_size;
     uint64_t start_ktime_ns; /* of the first span counted */
     uint64_t count;
-    double sum_s, min_s, max_s;
+    double sum, min, max; /* in the unit of the metric */
     uint64_t buckets[SERIES_BUCKETS]; /* n bounds, n + 1 counts, the rest is zero */
 };
 _Static_assert(sizeof(struct series_row) == 184, "series_row");
@@ -70,6 +76,7 @@ enum ledger_class {
     LEDGER_UNKNOWN,   /* no protocol of ours, or invalid */
     LEDGER_LATE,      /* before the first message boundary of a connection joined in the middle */
     LEDGER_ENCRYPTED, /* TLS */
+    LEDGER_DECLINED,  /* of a protocol or a side that is switched off */
     LEDGER_SHED,      /* left out under pressure: the kernel side's count, never a row's */
     LEDGER_CLASSES,
 };
@@ -95,4 +102,4 @@ struct ledger_row {
     uint64_t requests; /* messages that asked */
     uint64_t orphans;  /* responses without a request, requests whose answer was never seen */
 };
-_Static_assert(sizeof(struct ledger_row) == 144 + PROTOCOL_COUNT * GAP_CAUSES * 4, "ledger_row");
+_Static_assert(sizeof(struct ledger_row) == 160 + PROTOCOL_COUNT * GAP_CAUSES * 4, "ledger_row");

@@ -116,7 +116,7 @@ static bool keep_state(struct core *core, struct stream *s, const uint64_t state
 }
 
 /* Keeps what the parser could not read yet. False: the caps do not allow it. */
-static bool keep(struct core *core, struct stream *s, uint32_t tgid, const uint8_t *bytes, size_t n)
+static bool keep(struct core *core, struct stream *s, uint32_t tgid, uint64_t ktime_ns, const uint8_t *bytes, size_t n)
 {
     uint64_t wanted = (uint64_t)kept_length(s) + n;
     if (n == 0)
@@ -131,8 +131,10 @@ static bool keep(struct core *core, struct stream *s, uint32_t tgid, const uint8
         if (kept_resize(core, s, capacity) == NULL)
             return false;
     }
-    if (s->kept->length == 0)
+    if (s->kept->length == 0) {
         s->kept->tgid = tgid;
+        s->kept->ktime_ns = ktime_ns;
+    }
     memcpy(s->kept->bytes + s->kept->length, bytes, n);
     s->kept->length += (uint32_t)n;
     core->stats.buffered_bytes += n;
@@ -185,6 +187,8 @@ static void message_end(struct feed *f)
     s->current = NULL;
     if (p && !is_request(f))
         pairing_finish(f->core, p, OUTCOME_ANSWERED, f->ktime_ns);
+    else if (p && p->unanswered)
+        pairing_finish(f->core, p, OUTCOME_ANSWERED, f->ktime_ns);
     else if (p)
         p->request_ended = true;
 }
@@ -205,18 +209,52 @@ static void pass_over(struct feed *f, uint64_t n)
         message_end(f);
 }
 
-/* The connection leaves its protocol (upgrade, tunnel): what follows is not ours. */
-static void become_opaque(struct feed *f)
+/* The connection leaves its protocol (upgrade, tunnel, TLS): what follows is not ours. */
+static void become_opaque(struct feed *f, enum ledger_class as)
 {
     f->c->opaque = true;
     for (unsigned i = 0; i < 2; i++)
-        stream_lose(f->core, f->c, i, LEDGER_UNKNOWN);
-    demand_protocol(f->core, f->c, PROTOCOL_UNKNOWN);
+        stream_lose(f->core, f->c, i, as);
+    demand_protocol(f->core, f->c, as == LEDGER_ENCRYPTED ? PROTOCOL_ENCRYPTED : PROTOCOL_UNKNOWN);
+}
+
+/* A step of a request, the first of it or a further one. */
+static void take_request_step(struct feed *f, const struct step *step, const uint8_t *window,
+                              const struct builder *attributes)
+{
+    struct stream *s = f->s;
+    bool was_silent = !step->begins && s->current && s->current->silent;
+    if (step->begins) {
+        loss_before_request(f->core, f->c);
+        f->c->pipelined |= f->overtakes;
+        f->c->unsure |= f->overtakes;
+        if (s->current)
+            s->current->request_ended = true;
+    }
+    if (s->current == NULL || step->begins) {
+        /* What follows a request that was answered already is answered by itself. */
+        struct step own = *step;
+        own.silent |= !step->begins;
+        if (step->begins || step->hint)
+            s->current = pairing_request(f->core, f->c, f->event, s, &own, window, attributes);
+    } else {
+        pairing_request_more(f->core, s->current, step, attributes);
+    }
+    f->ledger->requests += !step->silent && (step->begins || was_silent);
+}
+
+static void take_response_step(struct feed *f, const struct step *step, const struct builder *attributes)
+{
+    struct stream *s = f->s;
+    if (step->begins)
+        s->current = step->interim ? NULL : pairing_response(f->core, f->c, s, step, attributes);
+    else if (s->current)
+        pairing_response_more(f->core, s->current, step, attributes);
 }
 
 /* One step of the parser was read: what does it begin, what does it end? */
 static void take_step(struct feed *f, const struct step *step, const uint8_t *window, size_t consumed,
-                      const struct builder *attributes)
+                      uint64_t step_ktime, const struct builder *attributes)
 {
     struct core *core = f->core;
     struct connection *c = f->c;
@@ -224,19 +262,14 @@ static void take_step(struct feed *f, const struct step *step, const uint8_t *wi
     enum sender sender = sender_of(c, f->direction);
     c->invalid = 0;
     if (step->begins) {
-        if (sender == SENDER_CLIENT) {
-            loss_before_request(core, c);
-            c->pipelined |= f->overtakes;
-            c->unsure |= f->overtakes;
-        }
         s->in_message = true;
-        s->current = NULL;
-        if (sender == SENDER_CLIENT)
-            s->current = pairing_request(core, c, f->event, s, step, window, attributes);
-        else if (!step->interim)
-            s->current = pairing_response(core, c, s, step, attributes);
-        f->ledger->requests += sender == SENDER_CLIENT;
+        s->message_ktime = step_ktime;
+        s->message_pos = (uint32_t)f->step_pos;
     }
+    if (sender == SENDER_CLIENT && (step->begins || s->in_message))
+        take_request_step(f, step, window, attributes);
+    else if (sender == SENDER_SERVER)
+        take_response_step(f, step, attributes);
     if (s->current) {
         uint64_t *body = sender == SENDER_CLIENT ? &s->current->request_body : &s->current->response_body;
         if (step->skip != SKIP_TO_END)
@@ -255,8 +288,8 @@ static void take_step(struct feed *f, const struct step *step, const uint8_t *wi
     }
     if (step->ends && step->skip == 0)
         message_end(f);
-    if (step->opaque)
-        become_opaque(f);
+    if (step->opaque || step->encrypted)
+        become_opaque(f, step->encrypted ? LEDGER_ENCRYPTED : LEDGER_UNKNOWN);
 }
 
 /* Not a message: look for the next start. What was held back is not ours. */
@@ -288,10 +321,7 @@ static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, u
             pass_over(f, n);
             continue;
         }
-        if (!s->in_message) {
-            s->message_ktime = used == 0 ? first_ktime : f->event->header.ktime_ns;
-            s->message_pos = (uint32_t)(base + used);
-        }
+        uint64_t step_ktime = used == 0 ? first_ktime : f->event->header.ktime_ns;
         f->step_pos = base + used;
         uint64_t state[STREAM_STATE_SIZE / 8] = {0};
         if (s->kept)
@@ -312,6 +342,9 @@ static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, u
             .path = c->path,
             .path_size = c->path_size,
             .options = &core->config.protocol,
+            .from_start = !c->late,
+            .session = c->session,
+            .statements = core->statements,
         };
         enum parse_status status = protocol->parse(&in, &context, state, &step, &attributes);
         size_t consumed = (size_t)(in.at - in.start);
@@ -326,10 +359,20 @@ static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, u
             refuse(f);
             return used;
         }
-        take_step(f, &step, window + used, consumed, &attributes);
+        take_step(f, &step, window + used, consumed, step_ktime, &attributes);
         used += consumed;
     }
     return used;
+}
+
+/* The connection is none of ours to read, though its protocol may be known. */
+static void decline(struct feed *f, enum ledger_class as)
+{
+    f->c->opaque = true;
+    for (unsigned i = 0; i < 2; i++)
+        stream_lose(f->core, f->c, i, as);
+    for (unsigned i = 0; i < 2; i++)
+        demand_mode(f->core, f->c, i, DEMAND_NOTHING);
 }
 
 /* Decides the protocol, and which direction carries requests, from the first bytes of a message. */
@@ -338,7 +381,8 @@ static bool decide(struct feed *f, const uint8_t *bytes, size_t n)
     struct connection *c = f->c;
     uint8_t first[CLASSIFY_BYTES] = {0}, id = PROTOCOL_UNDECIDED;
     memcpy(first, bytes, n < sizeof(first) ? n : sizeof(first));
-    enum verdict verdict = classify(first, n < sizeof(first) ? (uint32_t)n : sizeof(first), &id);
+    uint32_t size = kept_length(f->s) + f->event->size;
+    enum verdict verdict = classify(first, n < sizeof(first) ? (uint32_t)n : sizeof(first), size, &id);
     if (verdict != VERDICT_YES || id >= PROTOCOL_COUNT || protocols[id] == NULL)
         return false;
     if (c->kind == 0) {
@@ -352,16 +396,52 @@ static bool decide(struct feed *f, const uint8_t *bytes, size_t n)
         c->protocol_id = id;
         if (f->event->header.protocol == PROTOCOL_UNDECIDED)
             demand_protocol(f->core, c, id);
+        size_t size = protocols[id]->session_size;
+        c->session = size ? core_allocate(f->core, NULL, 0, size) : NULL;
+        if (size && c->session == NULL)
+            decline(f, LEDGER_UNKNOWN);
+        if (protocol_is_database(id) && c->kind == KIND_SERVER && !f->core->config.protocol.database_servers)
+            decline(f, LEDGER_DECLINED);
     }
-    return c->protocol_id == id;
+    return c->protocol_id == id && !c->opaque;
+}
+
+/* In a stream that lost its place: do these bytes, the first of a call, begin a message? */
+static bool starts_again(struct feed *f, const uint8_t *bytes, size_t n)
+{
+    struct connection *c = f->c;
+    const struct protocol *protocol = protocol_of(c);
+    bool known = protocol && protocol_is_database(c->protocol_id) && c->kind; /* what classify() knows are beginnings of connections */
+    bool looks = known || decide(f, bytes, n);
+    if (looks && protocol_of(c)->resync(bytes, n, 0, sender_of(c, f->direction)) == 0)
+        return true;
+    c->invalid += looks && !known && c->invalid < UINT8_MAX;
+    return false;
+}
+
+/* The stream has its place again, `bytes` are the first that are understood. Within an answer that it lost it
+ * goes on with it, if nothing else can have been answered in what was not seen. */
+static void found_again(struct feed *f)
+{
+    struct stream *s = f->s;
+    struct pending *p = f->c->first;
+    if (is_answer(f) && protocol_of(f->c)->resync_end == NULL) {
+        loss_finish_unseen(f->core, f->c);
+    } else if (is_answer(f) && p && p->responded && p->alone) {
+        s->current = p;
+        s->in_message = true;
+    }
+    s->sync = SYNC_OK;
+    f->core->stats.resyncs += s->lost_as != LEDGER_LATE;
 }
 
 /* Bytes while nothing is known: may they be the start of a message? */
-static enum verdict could_start(const uint8_t *bytes, size_t n)
+static enum verdict could_start(const struct feed *f, const uint8_t *bytes, size_t n)
 {
     uint8_t first[CLASSIFY_BYTES] = {0}, id;
     memcpy(first, bytes, n < sizeof(first) ? n : sizeof(first));
-    return classify(first, n < sizeof(first) ? (uint32_t)n : sizeof(first), &id);
+    uint32_t size = kept_length(f->s) + f->event->size;
+    return classify(first, n < sizeof(first) ? (uint32_t)n : sizeof(first), size, &id);
 }
 
 /* Bytes of an answering stream that were not understood may hold the answer to anything that waits. */
@@ -376,9 +456,9 @@ static void read_kept(struct feed *f, const uint8_t *bytes, size_t n, uint64_t b
 {
     struct core *core = f->core;
     struct stream *s = f->s;
-    uint64_t first_ktime = s->message_ktime;
+    uint64_t first_ktime = s->kept->ktime_ns;
     base -= s->kept->length;
-    if (!keep(core, s, f->event->tgid, bytes, n)) {
+    if (!keep(core, s, f->event->tgid, f->event->header.ktime_ns, bytes, n)) {
         core->stats.buffers_refused++;
         refuse(f);
         return;
@@ -400,8 +480,7 @@ static void read_kept(struct feed *f, const uint8_t *bytes, size_t n, uint64_t b
         memmove(s->kept->bytes, s->kept->bytes + used, s->kept->length - used);
         s->kept->length -= (uint32_t)used;
         core->stats.buffered_bytes -= used;
-        if (!s->in_message)
-            s->message_ktime = f->event->header.ktime_ns;
+        s->kept->ktime_ns = f->event->header.ktime_ns;
     }
 }
 
@@ -417,19 +496,20 @@ static bool decide_so_far(struct feed *f, const uint8_t *bytes, size_t n)
     memcpy(first + known, bytes, more);
     if (decide(f, first, known + more))
         return true;
-    if (could_start(first, known + more) == VERDICT_MAYBE && keep(f->core, s, f->event->tgid, bytes, n)) {
+    if (could_start(f, first, known + more) == VERDICT_MAYBE &&
+        keep(f->core, s, f->event->tgid, f->event->header.ktime_ns, bytes, n)) {
         account(f, LEDGER_PARSED, n);
-        if (s->kept->length == n)
-            s->message_ktime = f->event->header.ktime_ns;
         return false;
     }
-    kept_disown(f, LEDGER_UNKNOWN);
-    account(f, LEDGER_UNKNOWN, n);
-    stream_lose(f->core, f->c, f->direction, LEDGER_UNKNOWN);
+    enum ledger_class as = f->c->opaque ? s->lost_as : LEDGER_UNKNOWN;
+    kept_disown(f, as);
+    account(f, as, n);
+    stream_lose(f->core, f->c, f->direction, as);
     return false;
 }
 
-static void feed_bytes(struct feed *f, const uint8_t *bytes, size_t n, bool at_start)
+/* at_start: they are the first of a call; at_end: they are the last of one. */
+static void feed_bytes(struct feed *f, const uint8_t *bytes, size_t n, bool at_start, bool at_end)
 {
     struct core *core = f->core;
     struct connection *c = f->c;
@@ -439,22 +519,25 @@ static void feed_bytes(struct feed *f, const uint8_t *bytes, size_t n, bool at_s
     uint64_t base = s->seen;
     s->seen += n;
     if (c->opaque) {
-        account(f, LEDGER_UNKNOWN, n);
+        account(f, s->lost_as, n);
         return;
     }
     bool undecided = protocol_of(c) == NULL || c->kind == 0;
     if (s->sync == SYNC_LOST) {
-        bool looks = at_start && decide(f, bytes, n);
-        if (!looks || protocol_of(c)->resync(bytes, n, 0, sender_of(c, f->direction)) != 0) {
-            c->invalid += looks && c->invalid < UINT8_MAX;
-            account(f, s->lost_as, n);
+        size_t unread = n;
+        if (at_start && starts_again(f, bytes, n))
+            unread = 0;
+        else if (at_end && is_answer(f) && protocol_of(c) && protocol_of(c)->resync_end)
+            unread = protocol_of(c)->resync_end(bytes, n);
+        account(f, s->lost_as, unread);
+        if (unread)
             hidden(f);
+        if (unread == n)
             return;
-        }
-        if (is_answer(f))
-            loss_finish_unseen(core, c);
-        s->sync = SYNC_OK;
-        core->stats.resyncs += s->lost_as != LEDGER_LATE;
+        found_again(f);
+        bytes += unread;
+        base += unread;
+        n -= unread;
         undecided = false;
     } else if (s->sync == SYNC_NEW) {
         s->sync = SYNC_OK;
@@ -466,9 +549,7 @@ static void feed_bytes(struct feed *f, const uint8_t *bytes, size_t n, bool at_s
         f->tried = 0;
         size_t used = read_steps(f, bytes, n, base, f->event->header.ktime_ns);
         if (s->sync == SYNC_OK && used < n) {
-            if (!s->in_message)
-                s->message_ktime = f->event->header.ktime_ns;
-            if (keep(core, s, f->event->tgid, bytes + used, n - used)) {
+            if (keep(core, s, f->event->tgid, f->event->header.ktime_ns, bytes + used, n - used)) {
                 s->kept->need = f->need;
                 s->kept->tried = f->tried;
                 return;
@@ -501,8 +582,10 @@ static void conclude(struct feed *f, enum hole hole)
     if (c->kind == 0)
         return;
     /* Within the body of one answer the exchange is still known, only where it ends is not. */
-    if (p && p->responded && !is_request(f))
+    if (p && p->responded && !is_request(f)) {
         p->size_unknown = true;
+        p->alone = p->next == NULL;
+    }
     if (is_request(f))
         loss_of_requests(f->core, c);
     else if (hole != HOLE_TOLD || c->pipelined)
@@ -519,7 +602,7 @@ static void feed_hole(struct feed *f, uint64_t n, enum hole hole, enum gap_cause
     s->seen += n;
     if (c->opaque || s->sync == SYNC_LOST) {
         if (inside)
-            account(f, c->opaque ? LEDGER_UNKNOWN : s->lost_as, n);
+            account(f, s->lost_as, n);
         if (hole != HOLE_TOLD)
             hidden(f);
         return;
@@ -619,9 +702,10 @@ void stream_chunk(struct core *core, struct connection *c, unsigned direction, c
     bool at_start = in_place && !(e->header.flags & CHUNK_CONTINUED) && e->offset == 0;
     uint32_t middle = e->size - e->offset - e->head - e->tail;
     feed_hole(&f, e->offset, HOLE_INSIDE, GAP_TRUNCATED);
-    feed_bytes(&f, e->payload, e->head, at_start);
+    bool to_the_end = middle == 0 && e->tail == 0;
+    feed_bytes(&f, e->payload, e->head, at_start, to_the_end);
     feed_hole(&f, middle, HOLE_INSIDE, GAP_TRUNCATED);
-    feed_bytes(&f, e->payload + e->head, e->tail, false);
+    feed_bytes(&f, e->payload + e->head, e->tail, false, true);
     if (is_answer(&f)) {
         c->answered_ktime = e->header.ktime_ns;
         if (s->sync == SYNC_LOST && terminates(c, e))

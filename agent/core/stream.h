@@ -25,6 +25,7 @@ enum told { TOLD_NOTHING = 0, TOLD_UNSENT = 1, TOLD_SHED = 2 };
  * an incomplete step. An idle stream keeps nothing. */
 struct kept {
     uint64_t state[STREAM_STATE_SIZE / 8];
+    uint64_t ktime_ns;         /* of the first of the bytes */
     uint32_t length, capacity; /* of bytes */
     uint32_t need;  /* the parser said: not before the window is this long */
     uint32_t tried; /* length of the window it said that of */

@@ -89,7 +89,11 @@ static inline enum parse_status checked_parse(const struct protocol *protocol, s
     uint8_t before[STREAM_STATE_SIZE];
     const uint8_t *start = in->start, *end = in->end;
     size_t length = (size_t)(end - start);
+    static uint8_t session[1024];
+    CHECK(protocol->session_size <= sizeof session);
     memcpy(before, state, sizeof before);
+    if (protocol->session_size)
+        memcpy(session, context->session, protocol->session_size);
     memset(step, 0, sizeof *step);
     attributes->size = attributes->left_out = attributes->last = 0;
     enum parse_status status = protocol->parse(in, context, state, step, attributes);
@@ -107,6 +111,7 @@ static inline enum parse_status checked_parse(const struct protocol *protocol, s
         break;
     case PARSE_NEED_MORE:
         CHECK(memcmp(before, state, sizeof before) == 0);
+        CHECK(protocol->session_size == 0 || memcmp(session, context->session, protocol->session_size) == 0);
         CHECK(in->need == 0 || in->need > length);
         break;
     case PARSE_INVALID:

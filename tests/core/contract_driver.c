@@ -7,18 +7,20 @@
  * `python -m tests.contract` builds it without sanitizers and prints nanoseconds per parse and per route. */
 #include "checked.h"
 #include "protocols.h"
+#include "statements.h"
 #include <inttypes.h>
 #include <time.h>
 
-#define PROTOCOL_EXTERN(identifier, name) extern const struct protocol name##_protocol;
+#define PROTOCOL_EXTERN(identifier, name, database) extern const struct protocol name##_protocol;
 PROTOCOLS(PROTOCOL_EXTERN)
-#define PROTOCOL_POINTER(identifier, name) &name##_protocol,
+#define PROTOCOL_POINTER(identifier, name, database) &name##_protocol,
 static const struct protocol *const protocols[] = {PROTOCOLS(PROTOCOL_POINTER)};
 
 #define ATTRIBUTE_NAME(identifier, key, metric) key,
 static const char *const names[] = {"", ATTRIBUTES(ATTRIBUTE_NAME)};
 
 static struct protocol_options options;
+static struct statement_cache *statements;
 
 /* --- reading jobs ----------------------------------------------------------------------------------- */
 
@@ -132,11 +134,21 @@ static struct setting setting(struct job *job)
     s.context.sender = (enum sender)number(job, 1);
     s.context.kind = (enum span_kind)number(job, 1);
     s.use_seen = number(job, 1);
+    s.context.from_start = true;
+    s.context.statements = statements;
+    s.context.session = s.protocol->session_size ? calloc(1, s.protocol->session_size) : NULL;
     s.context.local_port = (uint16_t)number(job, 2);
     s.context.remote_port = (uint16_t)number(job, 2);
     s.context.local_address = take(job, 16);
     s.context.remote_address = take(job, 16);
     return s;
+}
+
+static void setting_free(struct setting *s)
+{
+    if (s->protocol->session_end)
+        s->protocol->session_end(s->context.session, statements);
+    free(s->context.session);
 }
 
 static struct builder *list(void)
@@ -155,6 +167,10 @@ static void print_step(const struct step *step, const uint8_t *window, size_t le
            ", \"hint\": %u, \"status\": %d, ",
            consumed, length, step->begins, step->ends, step->interim, step->opaque, step->whole, step->failed,
            step->skip, step->body, step->hint, step->status);
+    printf("\"encrypted\": %d, \"silent\": %d, \"unanswered\": %d, \"voids\": %d, \"answers\": %u, "
+           "\"traits\": %u, \"transaction\": %u, ",
+           step->encrypted, step->silent, step->unanswered, step->voids, step->answers, step->traits,
+           step->transaction);
     printf("\"trace_id\": ");
     print_hex(step->context.trace_id, step->context.valid ? 16 : 0);
     printf(", \"parent_id\": ");
@@ -168,10 +184,10 @@ static void print_step(const struct step *step, const uint8_t *window, size_t le
 
 /* What the engine does with a stream that arrives in pieces of the given sizes: a window grows until a
  * step is read, then moves on over what was read and what may be passed over. */
-static void stream(struct setting *s, const uint32_t *hints, uint32_t hint_count, const uint32_t *pieces,
-                   uint32_t piece_count, const uint8_t *data, size_t length, bool print)
+static void stream(struct setting *s, uint64_t state[STREAM_STATE_SIZE / 8], const uint32_t *hints,
+                   uint32_t hint_count, const uint32_t *pieces, uint32_t piece_count, const uint8_t *data,
+                   size_t length, bool print)
 {
-    uint64_t state[STREAM_STATE_SIZE / 8] = {0};
     size_t at = 0, seen = 0, arrived = 0, calls = 0, needed = 0;
     uint64_t skip = 0;
     uint32_t answered = 0, piece = 0, steps = 0;
@@ -204,7 +220,7 @@ static void stream(struct setting *s, const uint32_t *hints, uint32_t hint_count
                 at += consumed;
                 skip = step.skip;
                 seen = 0;
-                if (step.opaque) {
+                if (step.opaque || step.encrypted) {
                     end = "opaque";
                     break;
                 }
@@ -238,8 +254,17 @@ static void stream_job(struct job *job)
     uint32_t piece_count = (uint32_t)number(job, 4);
     uint32_t *pieces = calloc(piece_count + 1, 4);
     memcpy(pieces, take(job, 4 * piece_count), 4 * piece_count);
+    uint64_t states[2][STREAM_STATE_SIZE / 8] = {0};
+    enum sender sender = s.context.sender;
+    for (uint64_t before = number(job, 4); before; before--) { /* what both sides had said */
+        s.context.sender = (enum sender)number(job, 1);
+        uint32_t hint = (uint32_t)number(job, 4), size = (uint32_t)number(job, 4);
+        stream(&s, states[s.context.sender], &hint, 1, &size, 1, take(job, size), size, false);
+    }
+    s.context.sender = sender;
     printf("{\"steps\": [");
-    stream(&s, hints, hint_count, pieces, piece_count, job->at, (size_t)(job->end - job->at), true);
+    stream(&s, states[sender], hints, hint_count, pieces, piece_count, job->at, (size_t)(job->end - job->at), true);
+    setting_free(&s);
     free(hints);
     free(pieces);
 }
@@ -290,13 +315,17 @@ static void garbage_job(struct job *job)
             pieces[count] = count == 3 ? (uint32_t)left : (uint32_t)(1 + random_next(&seed) % left), count++;
         s.use_seen = random_next(&seed) % 2;
         s.context.kind = random_next(&seed) % 2 ? KIND_SERVER : KIND_CLIENT;
-        stream(&s, &hint, 1, pieces, count, data, size, false);
+        uint64_t state[STREAM_STATE_SIZE / 8] = {0};
+        stream(&s, state, &hint, 1, pieces, count, data, size, false);
         size_t from = size ? random_next(&seed) % size : 0;
         uint8_t *window = guarded(data, size, round % 2);
         size_t start = s.protocol->resync(window, size, from, s.context.sender);
         CHECK(start >= from && start <= size);
+        if (s.protocol->resync_end)
+            CHECK(s.protocol->resync_end(window, size) <= size);
     }
     free(data);
+    setting_free(&s);
     printf("{\"rounds\": %u}\n", rounds);
 }
 
@@ -306,6 +335,7 @@ static void resync_job(struct job *job)
     size_t from = number(job, 4), length = (size_t)(job->end - job->at);
     const uint8_t *window = guarded(job->at, length, false);
     printf("{\"start\": %zu}\n", s.protocol->resync(window, length, from, s.context.sender));
+    setting_free(&s);
 }
 
 /* Request and response (may be empty) are parsed, then finished. */
@@ -334,21 +364,23 @@ static void finish_job(struct job *job)
         if (i == 0)
             exchange.hint = s.context.hint = step.hint;
         else
-            exchange.responded = true, exchange.status = step.status;
+            exchange.responded = true, exchange.status = step.status, exchange.failed = step.failed;
     }
     exchange.attributes = all.data;
     exchange.attributes_size = all.size;
-    struct finished out;
+    struct finished out = {.value_metric = METRIC_COUNT};
     struct builder *b = list();
     s.protocol->finish(&exchange, &out, b);
     CHECK(out.name_size <= sizeof out.name);
     printf("{\"name\": ");
     print_text((const uint8_t *)out.name, out.name_size);
-    printf(", \"status\": %d, \"metric\": %d, \"attributes\": ", out.status, out.metric);
+    printf(", \"status\": %d, \"metric\": %d, \"value_metric\": %d, \"value\": %g, \"attributes\": ", out.status,
+           out.metric, out.value_metric, out.value);
     memcpy(all.data + all.size, b->data, b->size);
     all.size += b->size;
     print_list(&all);
     printf("}\n");
+    setting_free(&s);
     routes_free(exchange.routes);
 }
 
@@ -511,7 +543,8 @@ static int bench(void)
     static const char *const secrets[] = {"X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token",
                                           "AWSAccessKeyId", "Signature", "sig", "X-Goog-Signature"};
     static const uint8_t peer[16] = {[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 1};
-    options = (struct protocol_options){1, 500, 7, secrets, 10, methods, 0, NULL, 0, NULL};
+    options = (struct protocol_options){.route_heuristic = 1, .routes_max = 500, .redact_count = 7,
+                                        .redact_keys = secrets, .method_count = 10, .methods = methods};
     struct parse_context context = {.sender = SENDER_CLIENT, .kind = KIND_SERVER, .local_address = peer,
                                     .remote_address = peer, .local_port = 80, .remote_port = 41234,
                                     .options = &options};
@@ -555,6 +588,8 @@ int main(int argc, char **argv)
     uint32_t size;
     if (argc > 1 && strcmp(argv[1], "bench") == 0)
         return bench();
+    options.query_text = QUERY_TEXT_PARAMETERIZED;
+    statements = statements_new(1 << 20, (uint64_t[2]){1, 2});
     while (fread(&size, sizeof size, 1, stdin) == 1) {
         uint8_t *bytes = malloc(size);
         CHECK(fread(bytes, 1, size, stdin) == size && size > 0);

@@ -141,6 +141,7 @@ class Core:
             "processes_max": 64,
             "batch_spans_max": 8192,
             "series_max": 100,
+            "statement_bytes_max": 1 << 20,
             "hold_ns": 5 * MS,
             "request_timeout_ns": 300_000 * MS,
             "idle_timeout_ns": 900_000 * MS,
@@ -148,7 +149,12 @@ class Core:
             "sampler_parent_based": 1,
             "id_seed": [1234, 5678],
         }
-        protocol: dict[str, Any] = {"route_heuristic": 1, "routes_max": 100}
+        protocol: dict[str, Any] = {
+            "route_heuristic": 1,
+            "routes_max": 100,
+            "database_servers": 0,
+            "query_text": lib.QUERY_TEXT_PARAMETERIZED,
+        }
         lists = {
             "redact": REDACTED_KEYS,
             "method": KNOWN_METHODS,
@@ -294,7 +300,7 @@ class Core:
 
     def ledger(self, tgid: int = 100) -> dict[str, Any]:
         rows = ffi.new("struct ledger_row[64]")
-        names = ("parsed", "truncated", "lost", "unknown", "late", "encrypted")
+        names = ("parsed", "truncated", "lost", "unknown", "late", "encrypted", "declined")
         for i in range(lib.core_ledger(self.core, rows, 64)):
             if rows[i].tgid == tgid:
                 row = rows[i]
@@ -323,9 +329,9 @@ class Core:
                 "metric": r.metric,
                 "overflow": r.overflow,
                 "count": r.count,
-                "sum": r.sum_s,
-                "min": r.min_s,
-                "max": r.max_s,
+                "sum": r.sum,
+                "min": r.min,
+                "max": r.max,
                 "buckets": list(r.buckets),
                 "attributes": dict(read_attributes(arena, r.attributes_offset, r.attributes_size, self.keys)),
             }

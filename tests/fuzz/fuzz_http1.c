@@ -12,7 +12,10 @@ extern const struct protocol http1_protocol;
 static const char *const methods[] = {"GET", "POST", "HEAD", "CONNECT"};
 static const char *const secrets[] = {"sig", "Signature"};
 static const char *const captured[] = {"accept", "x-a"};
-static const struct protocol_options options = {1, 8, 2, secrets, 4, methods, 2, captured, 2, captured};
+static const struct protocol_options options = {
+    .route_heuristic = 1, .routes_max = 8, .redact_count = 2, .redact_keys = secrets, .method_count = 4,
+    .methods = methods, .request_header_count = 2, .request_headers = captured, .response_header_count = 2,
+    .response_headers = captured};
 static const uint8_t local[16] = {0x20, 1, 0xd, 0xb8, [15] = 1};
 static const uint8_t remote[16] = {[10] = 0xff, [11] = 0xff, [12] = 192, [15] = 7};
 
