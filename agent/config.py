@@ -122,6 +122,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("core.poll_ms", float, 100.0, "The pipeline looks at the ring at least this often.", minimum=1, maximum=10000),
     Option("core.batch_spans_max", int, 8192, "Spans that one batch may hold; more wait for the next.", minimum=64),
     Option("core.series_max", int, 2000, "Duration series kept at once; others are counted together (otel.metric.overflow).", minimum=16),
+    Option("core.findings_per_second_max", int, 20, "Findings that become log records; more are only counted.", minimum=0, maximum=10000),
     # Protocols.
     Option("http.route", str, "heuristic", "http.route from the path by rule, or never (strict).", choices=("heuristic", "unset")),
     Option("http.routes_max", int, 200, "Distinct routes per process; further paths get no route.", minimum=0),

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Every attribute that a span or a series may carry: its key (semantic conventions 1.44.0), written
+/* Every attribute that a span, a finding or a series may carry: its key (semantic conventions 1.44.0), written
  * here and nowhere else, and how a list of attributes lies in memory. */
 #pragma once
 #include <stdint.h>
@@ -36,7 +36,8 @@ enum attribute_type {
     X(CLIENT_PORT, "client.port", 0)                                                                   \
     X(SERVER_ADDRESS, "server.address", 2)                                                             \
     X(SERVER_PORT, "server.port", 2)                                                                   \
-    X(LINK_METHOD, "ebpf_otlp_tracer.parent.method", 0)
+    X(LINK_METHOD, "ebpf_otlp_tracer.parent.method", 0)                                                \
+    X(FINDING_SPAN_IDS, "ebpf_otlp_tracer.finding.span_ids", 0)
 
 enum attribute_key {
     KEY_NONE = 0,
