@@ -136,7 +136,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("resource.attributes", str, "", "Attributes added to every resource: k=v,k2=v2; the target's own win."),
     Option("resource.command_args", bool, False, "Add process.command_args, which may hold secrets, to resources."),
     # Export.
-    Option("exporters", "strs", (), "Where spans go: console, jsonl:PATH, otlp, sdk:NAME, none. Default: console, and otlp if an endpoint is set.", flag="--exporter", env=("OTEL_TRACES_EXPORTER",)),
+    Option("exporters", "strs", (), "Where spans and findings go: console, jsonl:PATH, otlp, sdk:NAME, none. Default: console, and otlp if an endpoint is set.", flag="--exporter", env=("OTEL_TRACES_EXPORTER",)),
     Option("export.interval_ms", int, 200, "Spans wait at most this long to fill a request.", minimum=10),
     Option("export.request_spans_max", int, 8192, "Spans in one request at most.", minimum=1),
     Option("export.queue_bytes", int, 16 * MIB, "Encoded bytes that may wait for one exporter; the oldest are dropped and counted.", minimum=64 * KIB),
