@@ -123,6 +123,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("core.batch_spans_max", int, 8192, "Spans that one batch may hold; more wait for the next.", minimum=64),
     Option("core.statement_bytes_max", int, 4 * MIB, "Texts of SQL statements kept, and which connection has prepared them; without room a span has no text.", minimum=64 * KIB),
     Option("core.series_max", int, 2000, "Duration series kept at once; others are counted together (otel.metric.overflow).", minimum=16),
+    Option("core.findings_per_second_max", int, 20, "Findings that become log records; more are only counted.", minimum=0, maximum=10000),
     # Protocols.
     Option("http.route", str, "heuristic", "http.route from the path by rule, or never (strict).", choices=("heuristic", "unset")),
     Option("http.routes_max", int, 200, "Distinct routes per process; further paths get no route.", minimum=0),
@@ -138,7 +139,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("resource.attributes", str, "", "Attributes added to every resource: k=v,k2=v2; the target's own win."),
     Option("resource.command_args", bool, False, "Add process.command_args, which may hold secrets, to resources."),
     # Export.
-    Option("exporters", "strs", (), "Where spans go: console, jsonl:PATH, otlp, sdk:NAME, none. Default: console, and otlp if an endpoint is set.", flag="--exporter", env=("OTEL_TRACES_EXPORTER",)),
+    Option("exporters", "strs", (), "Where spans and findings go: console, jsonl:PATH, otlp, sdk:NAME, none. Default: console, and otlp if an endpoint is set.", flag="--exporter", env=("OTEL_TRACES_EXPORTER",)),
     Option("export.interval_ms", int, 200, "Spans wait at most this long to fill a request.", minimum=10),
     Option("export.request_spans_max", int, 8192, "Spans in one request at most.", minimum=1),
     Option("export.queue_bytes", int, 16 * MIB, "Encoded bytes that may wait for one exporter; the oldest are dropped and counted.", minimum=64 * KIB),

@@ -37,6 +37,20 @@ struct batch {
     uint64_t size, capacity;
 };
 
+/* Findings, until Python takes them: of fixed size, made with the first one. */
+struct finding_buffer {
+    struct finding_row *rows;
+    uint8_t *arena;
+    uint32_t count, size;
+};
+
+struct findings {
+    struct finding_buffer buffers[2];
+    uint32_t filling;   /* which of the two */
+    uint32_t in_second; /* rows since second_ns */
+    uint64_t second_ns;
+};
+
 struct series_table {
     struct series_row *rows;
     uint32_t count, capacity;
@@ -80,6 +94,7 @@ struct core {
 
     struct batch batches[2];
     uint32_t filling; /* which of the two */
+    struct findings findings;
     struct waiting *waiting;
     uint32_t waiting_count;
     struct hold holds[2];

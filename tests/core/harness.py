@@ -142,6 +142,7 @@ class Core:
             "batch_spans_max": 8192,
             "series_max": 100,
             "statement_bytes_max": 1 << 20,
+            "findings_per_second_max": 20,
             "hold_ns": 5 * MS,
             "request_timeout_ns": 300_000 * MS,
             "idle_timeout_ns": 900_000 * MS,
