@@ -133,6 +133,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("http.known_methods", "strs", KNOWN_METHODS, "HTTP methods that are named in spans; others are _OTHER.", env=("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS",)),
     Option("database.query_text", str, "parameterized", "db.query.text: never; with every literal replaced; or the same, but statements with placeholders as they are.", choices=("off", "sanitized", "parameterized")),
     Option("database.server_spans", bool, False, "Spans of the database's side too, where its process is traced."),
+    # What is told of statements, as log records and as a metric.
+    Option("findings.slow_ms", float, 100.0, "A statement that takes so long is marked and told; 0: none.", minimum=0),
+    Option("findings.n_plus_one", int, 10, "So many equal reads on behalf of one request, or in a row on a connection, are told; 0: none.", minimum=0),
+    Option("findings.duplicate_reads", int, 5, "The same, with equal values too; 0: none.", minimum=0),
+    Option("findings.idle_in_transaction_s", float, 10.0, "A transaction left alone for so long is told; 0: none.", minimum=0),
+    Option("findings.costly_commands", bool, True, "Redis commands are told whose cost grows with what is stored."),
+    Option("findings.hot_keys", bool, True, "Redis keys are told that a quarter of all commands is about."),
     # Sampling and resource.
     Option("traces.sampler", str, "parentbased_always_on", "Which traces are kept.", env=("OTEL_TRACES_SAMPLER",), choices=("always_on", "always_off", "traceidratio", "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio")),
     Option("traces.sampler_ratio", float, 1.0, "Share of traces kept by the traceidratio samplers.", env=("OTEL_TRACES_SAMPLER_ARG",), minimum=0, maximum=1),

@@ -161,6 +161,12 @@ def _new(options: Mapping[str, Any]) -> Any:
     config.batch_spans_max = options["core.batch_spans_max"]
     config.statement_bytes_max = options["core.statement_bytes_max"]
     config.series_max = options["core.series_max"]
+    config.costly_commands = options["findings.costly_commands"]
+    config.hot_keys = options["findings.hot_keys"]
+    config.n_plus_one_min = options["findings.n_plus_one"]
+    config.duplicate_reads_min = options["findings.duplicate_reads"]
+    config.slow_statement_ns = int(options["findings.slow_ms"] * NS_PER_MS)
+    config.idle_in_transaction_ns = int(options["findings.idle_in_transaction_s"] * NS_PER_S)
     config.findings_per_second_max = options["core.findings_per_second_max"]
     config.hold_ns = int(options["core.hold_ms"] * NS_PER_MS)
     config.request_timeout_ns = int(options["core.request_timeout_s"] * NS_PER_S)

@@ -7,6 +7,7 @@
  * causes before effects. */
 #include "connection.h"
 #include "findings.h"
+#include "insights.h"
 #include "pairing.h"
 #include "series.h"
 #include <errno.h>
@@ -79,6 +80,7 @@ void core_free(struct core *core)
     statements_free(core->statements);
     series_free(core);
     findings_free(core);
+    insights_free(core);
     free_values(core, &core->threads, true);
     free_values(core, &core->processes, false);
     for (int i = 0; i < 2; i++) {

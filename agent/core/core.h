@@ -22,6 +22,10 @@ struct core_config {
     uint32_t series_max;
     uint64_t statement_bytes_max; /* texts of statements, and who prepared them */
     uint32_t findings_per_second_max; /* with a row; more are only counted */
+    /* What is told as findings; 0: none of it. */
+    uint64_t slow_statement_ns, idle_in_transaction_ns;
+    uint32_t n_plus_one_min, duplicate_reads_min; /* so many in a run */
+    uint8_t costly_commands, hot_keys;
     uint64_t hold_ns;          /* events wait this long to be sorted by time */
     uint64_t request_timeout_ns;
     uint64_t idle_timeout_ns;

@@ -13,6 +13,7 @@
 #define ATTRIBUTES_MAX (256 * 1024) /* one message's attributes: heads go up to 64 KiB */
 
 struct pending;
+struct insights;
 struct connection;
 
 /* One process: what its bytes became, and the routes it has shown. */
@@ -100,6 +101,7 @@ struct core {
     struct hold holds[2];
     uint32_t holding;
     struct statement_cache *statements;
+    struct insights *insights; /* NULL: no statement was seen yet */
     uint8_t *scratch; /* ATTRIBUTES_MAX */
     uint64_t random[2];
     uint64_t sampler_limit; /* a trace whose random part is below is kept */
