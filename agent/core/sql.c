@@ -318,7 +318,7 @@ static void literal(struct reader *r, size_t from)
 {
     token(r, from, LITERAL, LITERAL);
     end_of_name(r);
-    if (!r->keep || r->at > r->length) {
+    if (!r->keep || (r->at == r->length && !r->source->complete)) {
         copy_to(r, from);
         put(r, "?", 1);
         r->copied = r->at;
@@ -512,7 +512,7 @@ static bool skip_string(struct reader *r, size_t at, enum sql_backslash backslas
     for (;;) {
         const uint8_t *found = at < r->length ? memchr(r->bytes + at, quote, r->length - at) : NULL;
         if (found == NULL) {
-            r->at = r->length + 1; /* behind the cut */
+            r->at = r->length;
             return !r->source->complete;
         }
         size_t end = (size_t)(found - r->bytes), slashes = end;
@@ -679,7 +679,7 @@ static void dollar(struct reader *r)
             not_safe(r);
             return;
         }
-        r->at = end ? (size_t)(end - r->bytes) + tag - from : r->length + 1;
+        r->at = end ? (size_t)(end - r->bytes) + tag - from : r->length;
         literal(r, from);
     } else if (begins_number(r, from + 1) && r->bytes[from + 1] != '.') {
         for (r->at++; r->at < r->length && classes[r->bytes[r->at]] == DIGIT;)

@@ -141,7 +141,8 @@ def test_parameterized_text_is_kept_when_asked(statement: str, kept: str) -> Non
 
 
 def test_a_literal_open_at_the_cut_is_replaced_even_in_kept_text() -> None:
-    assert read("SELECT ?, 'a', 'secr", MY, complete=False, keep=True).text == b"SELECT ?, 'a', ?"
+    for end in ("'secr", "'it'", "12", ".5e"):
+        assert read("SELECT ?, 'a', " + end, MY, complete=False, keep=True).text == b"SELECT ?, 'a', ?"
 
 
 SHAPES = [
