@@ -50,10 +50,12 @@ void database_attributes(struct text system, struct text name, uint16_t port, co
 }
 
 const struct statement *database_sql(const struct parse_context *context, const uint8_t *sql, size_t length,
-                                     bool complete, enum sql_dialect dialect)
+                                     bool complete, enum sql_dialect dialect, enum sql_backslash backslash)
 {
-    bool keep = context->options->query_text == QUERY_TEXT_PARAMETERIZED;
-    return statement_of(context->statements, sql, length, complete, dialect, keep);
+    struct sql_source source = {.bytes = sql, .length = length, .complete = complete, .dialect = dialect,
+                                .backslash = backslash,
+                                .keep_parameterized = context->options->query_text == QUERY_TEXT_PARAMETERIZED};
+    return statement_of(context->statements, &source);
 }
 
 void database_statement(const struct statement *statement, const struct parse_context *context, struct step *step,

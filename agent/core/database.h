@@ -20,9 +20,9 @@ void database_attributes(struct text system, struct text name, uint16_t port, co
  * and traits of the step. */
 void database_statement(const struct statement *statement, const struct parse_context *context, struct step *step,
                         struct builder *b);
-/* The statement of these bytes, by the options; see statement_of(). */
+/* The statement of these bytes, by the options; see statement_of() and struct sql_source. */
 const struct statement *database_sql(const struct parse_context *context, const uint8_t *sql, size_t length,
-                                     bool complete, enum sql_dialect dialect);
+                                     bool complete, enum sql_dialect dialect, enum sql_backslash backslash);
 /* db.response.status_code, and error.type if the operation failed. */
 void database_status(struct text code, bool failed, struct builder *b);
 

@@ -14,8 +14,7 @@ struct entry {
     uint64_t hash;
     uint32_t references; /* of tables of prepared statements */
     uint32_t raw_size;
-    uint8_t dialect;
-    bool complete, kept;
+    uint8_t reading; /* the rules by which they were read */
     char bytes[];
 };
 
@@ -131,19 +130,21 @@ static uint8_t traits_of(const struct sql_text *sql, const char *summary)
     return 0;
 }
 
-const struct statement *statement_of(struct statement_cache *cache, const uint8_t *sql, size_t length, bool complete,
-                                     enum sql_dialect dialect, bool keep_parameterized)
+const struct statement *statement_of(struct statement_cache *cache, const struct sql_source *given)
 {
     char text[SQL_TEXT_MAX], summary[SQL_SUMMARY_MAX];
+    struct sql_source source = *given;
     struct sql_text read;
-    if (length > SQL_MAX) {
-        length = SQL_MAX;
-        complete = false;
+    if (source.length > SQL_MAX) {
+        source.length = SQL_MAX;
+        source.complete = false;
     }
-    uint64_t hash = hash_of(cache, dialect, sql, length);
+    uint8_t reading = (uint8_t)(source.dialect << 4 | source.backslash << 2 | source.complete << 1 |
+                                source.keep_parameterized);
+    uint64_t hash = hash_of(cache, reading, source.bytes, source.length);
     for (struct entry *e = cache->buckets[hash % BUCKETS]; e; e = e->next) {
-        if (e->hash != hash || e->raw_size != length || e->dialect != dialect || e->complete != complete ||
-            e->kept != keep_parameterized || memcmp(raw_of(e), sql, length) != 0)
+        if (e->hash != hash || e->raw_size != source.length || e->reading != reading ||
+            memcmp(raw_of(e), source.bytes, source.length) != 0)
             continue;
         use_unlink(cache, e);
         use_append(cache, e);
@@ -151,9 +152,9 @@ const struct statement *statement_of(struct statement_cache *cache, const uint8_
         return &e->statement;
     }
     cache->counts.read++;
-    sql_read(sql, length, complete, dialect, keep_parameterized, text, summary, &read);
+    sql_read(&source, text, summary, &read);
     uint32_t text_size = read.safe ? read.text_size : 0;
-    size_t size = sizeof(struct entry) + length + text_size + read.summary_size;
+    size_t size = sizeof(struct entry) + source.length + text_size + read.summary_size;
     struct entry *e = make_room(cache, size) ? malloc(size) : NULL;
     if (e == NULL) {
         cache->counts.refused++;
@@ -164,15 +165,13 @@ const struct statement *statement_of(struct statement_cache *cache, const uint8_
                       .parameterized = read.parameterized, .cut = read.cut, .traits = traits_of(&read, summary),
                       .shape = read.shape, .exact = hash, .text = e->bytes + read.summary_size, .summary = e->bytes},
         .hash = hash,
-        .raw_size = (uint32_t)length,
-        .dialect = (uint8_t)dialect,
-        .complete = complete,
-        .kept = keep_parameterized,
+        .raw_size = (uint32_t)source.length,
+        .reading = reading,
         .next = cache->buckets[hash % BUCKETS],
     };
     memcpy(e->bytes, summary, read.summary_size);
     memcpy(e->bytes + read.summary_size, text, text_size);
-    memcpy(e->bytes + read.summary_size + text_size, sql, length);
+    memcpy(e->bytes + read.summary_size + text_size, source.bytes, source.length);
     cache->buckets[hash % BUCKETS] = e;
     use_append(cache, e);
     cache->counts.bytes += size;

@@ -27,10 +27,8 @@ enum { SQL_MAX = 8192 };
 struct statement_cache *statements_new(uint64_t bytes_max, const uint64_t seed[2]);
 void statements_free(struct statement_cache *cache);
 
-/* Of `length` bytes; `complete`: they are the whole text. NULL: no memory within the cap, counted. Valid until
- * the next call of this function, unless it is prepared. */
-const struct statement *statement_of(struct statement_cache *cache, const uint8_t *sql, size_t length, bool complete,
-                                     enum sql_dialect dialect, bool keep_parameterized);
+/* NULL: no memory within the cap, counted. Valid until the next call of this function, unless it is prepared. */
+const struct statement *statement_of(struct statement_cache *cache, const struct sql_source *source);
 
 /* What one connection has prepared: name or number -> statement. Zeroed memory is an empty one. Holds at most
  * PREPARED_MAX; above, the one that was prepared first is forgotten, and counted. */

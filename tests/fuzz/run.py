@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.contract import CORE, ROOT, SOURCES, Case, compile_c, protocol_names
+from tests.core.sql_cases import CONFORMANCE, DIALECT, MY
 
 TARGETS = ROOT / "tests" / "fuzz"
 # Warnings are judged by the build, which is another compiler's.
@@ -54,14 +55,24 @@ def write_conversations(corpus: Path, cases: list[Case]) -> None:
         (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
 
 
+def write_statements(corpus: Path) -> None:
+    official = [(False, statement) for statement, _, _ in CONFORMANCE]
+    for mysql, statement in official + [(case.dialect == MY, case.statement) for case in DIALECT]:
+        seed = bytes((1 | mysql << 1,)) + statement.encode()
+        (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+
+
 def fuzz(name: str, seconds: int) -> int:
-    """A target named after a protocol stands on that parser alone, any other on the whole core."""
+    """A target named after a protocol stands on that parser alone, sql on itself, any other on the core."""
     out = ROOT / "build" / "fuzz" / name
     corpus = out / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
     if name in protocol_names():
         sources = [*SOURCES, CORE / "protocols" / f"{name}.c"]
         write_seeds(corpus, importlib.import_module(f"tests.protocols.test_{name}").TestContract.cases)
+    elif name == "sql":
+        sources = [CORE / "sql.c"]
+        write_statements(corpus)
     else:
         for protocol in protocol_names():
             module = importlib.import_module(f"tests.protocols.test_{protocol}")
@@ -69,7 +80,7 @@ def fuzz(name: str, seconds: int) -> int:
         sources = sorted({*CORE.glob("*.c"), *CORE.glob("protocols/*.c")} - {CORE / "_core.c"})
     target = compile_c(f"fuzz_{name}", [*sources, TARGETS / f"fuzz_{name}.c"], *FLAGS, compiler=compiler())
     options = [f"-max_total_time={seconds}", "-max_len=16384", "-timeout=10", "-print_final_stats=1"]
-    words = TARGETS / f"{name if name in protocol_names() else protocol_names()[0]}.dict"
+    words = TARGETS / f"{protocol_names()[0] if name == 'stream' else name}.dict"
     if words.exists():
         options.append(f"-dict={words}")
     return subprocess.run([target, *options, f"-artifact_prefix={out}/", corpus], check=False).returncode
