@@ -21,9 +21,11 @@ from benchmarks.databases.server import (
     Database,
     Statement,
     as_user,
+    fill,
     folder_of,
     program,
     run,
+    stop,
     wait_for,
 )
 from benchmarks.processes import START_TIMEOUT_S, Child, ProcessError, free_port
@@ -99,7 +101,7 @@ class MariaDB(Database):
             session, port = connections[int(thread)]
             _, family, name = event.lower().split("/")
             kind = name if family == "com" else "query"
-            text, error = _text(sql), "" if number == "0" else number
+            text, error = _text(sql[: 2 * TEXT_BYTES]), "" if number == "0" else number
             if name in ("prepare_sql", "execute_sql"):
                 _next(texts, session, name.removesuffix("_sql"))  # it is logged for a second time
             elif name in ("execute", "bulk_execute") and error != _UNKNOWN_STATEMENT:
@@ -151,7 +153,8 @@ def mariadb(*, log: bool = True, options: Sequence[str] = (), cpus: Sequence[int
         data, socket, port = folder / "data", folder / "mariadb.sock", free_port()
         common = ["--no-defaults", f"--datadir={data}", "--innodb-log-file-size=4M"]
         install = program("mariadb-install-db", "mariadb-server")
-        run([*prefix, install, *common, "--auth-root-authentication-method=normal", "--skip-test-db"])
+        options_once = ["--auth-root-authentication-method=normal", "--skip-test-db"]
+        fill(data, "mariadb", [*prefix, install, *common, *options_once])
         flags = [
             "--bind-address=127.0.0.1",
             f"--port={port}",
@@ -185,7 +188,7 @@ def mariadb(*, log: bool = True, options: Sequence[str] = (), cpus: Sequence[int
             server.sql(_USERS + (_TRUTH if log else ""))
             yield server
         finally:
-            child.stop(signal.SIGKILL)  # nobody needs its data
+            stop(child, signal.SIGKILL)  # nobody needs its data
 
 
 _LOGGING = [
@@ -198,7 +201,7 @@ _LOGGING = [
     "--performance-schema-consumer-events-statements-current=ON",
     "--performance-schema-consumer-events-statements-history-long=ON",
     f"--performance-schema-events-statements-history-long-size={_HISTORY}",
-    f"--performance-schema-max-sql-text-length={TEXT_BYTES}",
+    f"--performance-schema-max-sql-text-length={TEXT_BYTES + len('...')}",
     "--performance-schema-max-thread-instances=200",
     "--performance-schema-digests-size=0",
     "--performance-schema-events-waits-history-long-size=0",

@@ -22,9 +22,11 @@ from benchmarks.databases.server import (
     Database,
     Statement,
     as_user,
+    fill,
     folder_of,
     program,
     run,
+    stop,
     wait_for,
 )
 from benchmarks.processes import START_TIMEOUT_S, Child, free_port
@@ -84,7 +86,7 @@ def postgres(
     with folder_of(USER) as folder:
         data = folder / "data"
         options = ["-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
-        run([*prefix, binary("initdb"), "-D", data, *options, "--no-instructions"])
+        fill(data, "initdb", [*prefix, binary("initdb"), "-D", data, *options, "--no-instructions"])
         (data / "pg_hba.conf").write_text(_WHO)
         port = free_port()
         chosen = [
@@ -119,7 +121,7 @@ def postgres(
             wait_for(lambda: _ready(data) or None, child, "ready to be connected to", START_TIMEOUT_S)
             yield Postgres("postgres", port, child, folder, folder / f".s.PGSQL.{port}", log)
         finally:
-            child.stop(signal.SIGINT)  # SIGTERM would wait for clients to leave
+            stop(child, signal.SIGINT)  # SIGTERM would wait for clients to leave
 
 
 def _ready(data: Path) -> bool:

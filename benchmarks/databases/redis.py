@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import signal
 import socket
 import threading
 from collections import defaultdict
@@ -22,6 +23,7 @@ from benchmarks.databases.server import (
     as_user,
     folder_of,
     program,
+    stop,
     wait_for,
 )
 from benchmarks.processes import Child, free_port, wait_connectable
@@ -157,4 +159,4 @@ def redis(*, log: bool = True, options: Sequence[str] = (), cpus: Sequence[int] 
         finally:
             if monitor is not None:
                 monitor.close()
-            child.stop()
+            stop(child, signal.SIGTERM)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import pwd
 import shutil
@@ -15,8 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
+from benchmarks import build
 from benchmarks.patience import patience
-from benchmarks.processes import START_TIMEOUT_S, Child, ProcessError
+from benchmarks.processes import START_TIMEOUT_S, STOP_TIMEOUT_S, Child, ProcessError
 
 LOG_TIMEOUT_S = patience(10.0)
 T = TypeVar("T")
@@ -93,6 +98,49 @@ def _account(user: str) -> tuple[int, int]:
     except KeyError:
         entry = pwd.getpwnam("nobody")
     return entry.pw_uid, entry.pw_gid
+
+
+def fill(data: Path, name: str, command: Sequence[str | Path]) -> None:
+    """Runs the command that makes the data folder of a new server; the next time, copies what it made."""
+    words = [str(word).replace(str(data), "DATA") for word in command]
+    binary = next(Path(word) for word in words if word.startswith("/") and name in word)
+    key = repr((words, binary.stat().st_mtime_ns, os.geteuid()))
+    kept = build.cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if kept.exists():
+        run(["cp", "-a", kept, data])
+        return
+    run(command)
+    fresh = kept.with_name(f"{kept.name}.{os.getpid()}")
+    run(["cp", "-a", data, fresh])
+    try:
+        fresh.rename(kept)
+    except OSError:  # somebody else was quicker
+        shutil.rmtree(fresh)
+
+
+def stop(child: Child, number: int) -> None:
+    """Returns when all its processes are gone. PostgreSQL's are in sessions of their own, and its logger is
+    the last to end, so the end of the first of them is not enough."""
+    family = []
+    for pid in child.pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family.append(psutil.Process(pid))
+    child.stop(number)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while alive := [process for process in family if not has_ended(process)]:
+        if time.monotonic() > deadline:
+            for process in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        time.sleep(0.005)  # between two looks, not instead of them
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Also when its parent has not asked yet: an orphan's is process 1, which may take its time."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def program(name: str, package: str, *folders: str) -> str:
