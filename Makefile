@@ -30,6 +30,7 @@ demo: build ## nginx before a Python service, traced live (root)
 test: build $(STAMPS)/venv-test ## all that must hold: lint, sanitizers, fuzzing, tests (root)
 	@packaging/debian-packages.sh $(TEST_PACKAGES)
 	@command -v node >/dev/null 2>&1 || packaging/debian-packages.sh nodejs
+	@command -v npm >/dev/null 2>&1 || packaging/debian-packages.sh npm
 	@command -v go >/dev/null 2>&1 || packaging/debian-packages.sh golang-go
 	@$(MAKE) --no-print-directory lint sanitize fuzz
 	$(PYTHON) -m pytest

@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,6 @@ from benchmarks.processes import Child, ProcessError
 
 HERE = Path(__file__).resolve().parent
 RUN_TIMEOUT_S = patience(60.0)
-PYTHON_CLIENTS = ("psycopg", "asyncpg", "pymysql", "redis")
 PGBENCH_MODES = ("simple", "extended", "prepared")
 
 
@@ -73,17 +72,21 @@ class Client:
 def client(
     name: str, server: Database, *features: str, port: int = 0, unix: bool = False, cpus: Sequence[int] = ()
 ) -> Iterator[Client]:
-    """psycopg, asyncpg, pymysql, mariadb (in C, on MariaDB's library) or redis, on the server.
+    """psycopg, asyncpg, pymysql, mariadb (in C, on MariaDB's library), node (on MariaDB's for Node) or redis.
 
     port: another one that leads there. unix: over the server's Unix socket.
     """
     program: list[str | Path]
-    if name == "mariadb":
+    environment: dict[str, str] = {}
+    if name == "node":
+        program = ["node", HERE / "node_client.js"]
+        environment = {"NODE_PATH": str(build.node_modules(HERE / "package.json"))}
+    elif name == "mariadb":
         program = [build.c_program(HERE / "mariadb_client.c", "-lmariadb")]
     else:
         program = [sys.executable, "-m", f"benchmarks.clients.{name}_client"]
     target = [str(server.socket) if unix else "127.0.0.1", str(port or server.port)]
-    with _waiting([*program, *target, *features], name, cpus) as waiting:
+    with _waiting([*program, *target, *features], name, cpus, environment) as waiting:
         yield waiting
 
 
@@ -136,11 +139,13 @@ _AFTER_A_LINE: list[str | Path] = ["sh", "-c", 'read -r _ && exec "$0" "$@"']
 
 
 @contextmanager
-def _waiting(command: Sequence[str | Path], name: str, cpus: Sequence[int] = ()) -> Iterator[Client]:
+def _waiting(
+    command: Sequence[str | Path], name: str, cpus: Sequence[int] = (), env: Mapping[str, str] | None = None
+) -> Iterator[Client]:
     with tempfile.TemporaryDirectory(prefix="ebpf-otlp-tracer-client-") as folder:
         log = Path(folder) / "output.log"
         pipe = subprocess.PIPE
-        child = Child(command, log=log, stdin=pipe, stdout=pipe, cpus=cpus)
+        child = Child(command, log=log, stdin=pipe, stdout=pipe, cpus=cpus, env=env)
         child.name = name
         try:
             yield Client(child)

@@ -237,6 +237,30 @@ def test_mariadb_logs_the_commands_that_were_sent(mariadb_server: MariaDB) -> No
     assert {kind: kinds[kind] for kind in {**others, **once}} == {**others, **once}
 
 
+def test_mariadb_logs_what_a_client_sent_before_it_had_answers(mariadb_server: MariaDB) -> None:
+    with client("node", mariadb_server) as program:
+        calls = program.calls()
+    statements = mariadb_server.statements()
+    told = sorted(
+        (each for each in statements if each.kind in ("query", "execute")), key=lambda each: each.session
+    )
+    executed = [each.text for each in told if each.kind == "execute"]
+    assert executed == [
+        "SELECT seq FROM seq_1_to_5 WHERE seq > 1",
+        "SELECT seq FROM seq_1_to_5 WHERE seq > 2",
+        "SELECT 'text' AS other",
+    ]
+    # The client tells a call when it has its answer, and answers come in the order of the queries.
+    assert [(each.port, each.error, each.rows) for each in told] == [
+        (call.port, call.error, call.rows) for call in calls
+    ]
+    assert [each.text for each in told if each.kind == "query"] == [
+        call.text[:TEXT_BYTES] for call in calls if call.feature != "prepared"
+    ]
+    kinds = Counter(each.kind for each in statements)
+    assert (kinds["prepare"], kinds["close stmt"]) == (2, 1)
+
+
 def test_mariadb_compresses_for_who_asks(mariadb_server: MariaDB) -> None:
     """100 rows of 900 bytes go through the relay as a fiftieth of that."""
     with relay(mariadb_server.port) as between:
@@ -281,6 +305,7 @@ def test_redis_benchmark_sends_what_it_should(redis_server: Redis) -> None:
         (postgres, "asyncpg", "prepared"),
         (mariadb, "pymysql", "query"),
         (mariadb, "mariadb", "prepare"),
+        (mariadb, "node", "without_eof"),
         (redis, "redis", "resp2"),
     ],
 )

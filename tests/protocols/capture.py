@@ -46,6 +46,7 @@ PROTOCOLS: dict[str, tuple[Start, dict[str, tuple[str, ...]]]] = {
                 *("prepare", "prepare_error", "cursor", "long_data", "bulk", "procedure", "commands"),
                 *("compressed", "change_user"),
             ),
+            "node": ("without_eof", "pipelined", "prepared", "compressed"),
         },
     ),
     "redis": (
