@@ -22,7 +22,7 @@ Connect = Callable[[], Awaitable[Any]]
 
 
 def local_port(connection: Any) -> int:
-    own = connection._transport.get_extra_info("socket")
+    own = getattr(connection, "_con", connection)._transport.get_extra_info("socket")  # a pool's or its own
     return int(own.getsockname()[1]) if own.family == socket.AF_INET else 0
 
 
@@ -91,21 +91,22 @@ async def copy(journal: Journal, connect: Connect) -> None:
     await connection.close()
 
 
+_RESET = "SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;"
+
+
 async def pool(journal: Journal, connect: Connect) -> None:
-    """Five connections, forty statements, in whatever order they come to be free."""
-    connections = await asyncio.gather(*(connect() for _ in range(5)))
-    free: asyncio.Queue[Any] = asyncio.Queue()
-    for connection in connections:
-        free.put_nowait(connection)
+    """Five connections, forty statements, in whatever order they come to be free, reset after each use."""
+    connections = await asyncpg.create_pool(connect=lambda *_, **__: connect(), min_size=5, max_size=5)
 
     async def one(number: int) -> None:
-        connection = await free.get()
+        connection = await connections.acquire()
+        port = local_port(connection)
         await fetch(journal, connection, f"SELECT {number}, pg_sleep(0.001 * $1::int)", number % 7)
-        free.put_nowait(connection)
+        with journal.call(_RESET, port):
+            await connections.release(connection)
 
     await asyncio.gather(*(one(number) for number in range(40)))
-    for connection in connections:
-        await connection.close()
+    await connections.close()
 
 
 FEATURES: dict[str, Callable[[Journal, Connect], Awaitable[None]]] = {

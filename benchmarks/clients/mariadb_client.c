@@ -122,6 +122,9 @@ static MYSQL_BIND text_parameter(const char *text)
 static void prepare(void)
 {
     MYSQL *m = connected(0, false);
+    query(m, "PREPARE by_hand FROM 'SELECT ?'", 0);
+    query(m, "EXECUTE by_hand USING 'by hand'", 0);
+    query(m, "DEALLOCATE PREPARE by_hand", 0);
     const char *text = "SELECT ?, ?, ?, ? FROM seq_1_to_7";
     MYSQL_STMT *statement = prepared(m, text, 0);
     long long number = 1;

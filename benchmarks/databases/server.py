@@ -127,12 +127,12 @@ def stop(child: Child, number: int) -> None:
             family.append(psutil.Process(pid))
     child.stop(number)
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    while alive := [process for process in family if not has_ended(process)]:
-        if time.monotonic() > deadline:
-            for process in alive:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+    while not all(map(has_ended, family)) and time.monotonic() < deadline:
         time.sleep(0.005)  # between two looks, not instead of them
+    for process in family:
+        if not has_ended(process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def has_ended(process: psutil.Process) -> bool:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -129,12 +130,25 @@ def test_a_client_that_fails_says_why(postgres_server: Postgres) -> None:
             program.calls()
 
 
-@pytest.mark.parametrize(("name", "count"), [("psycopg", 104), ("asyncpg", 108)])
+@pytest.mark.parametrize(("name", "count"), [("psycopg", 104), ("asyncpg", 148)])
 def test_postgres_logs_what_its_clients_sent(postgres_server: Postgres, name: str, count: int) -> None:
     with client(name, postgres_server) as program:
         calls = program.calls()
     assert len(calls) == count
     assert by_port(begun(postgres_server.statements())) == by_port(calls)
+
+
+def test_postgres_statements_are_waited_for_when_the_log_is_late(postgres_server: Postgres) -> None:
+    (logger,) = (pid for pid in postgres_server.pids if "logger" in psutil.Process(pid).cmdline()[0])
+    os.kill(logger, signal.SIGSTOP)
+    later = threading.Timer(0.5, os.kill, (logger, signal.SIGCONT))
+    later.start()
+    try:
+        with client("psycopg", postgres_server, "errors") as program:
+            calls = program.calls()
+        assert by_port(begun(postgres_server.statements())) == by_port(calls)
+    finally:
+        later.join()
 
 
 def test_postgres_durations_lie_within_those_of_the_client(postgres_server: Postgres) -> None:
@@ -222,7 +236,7 @@ def test_mariadb_logs_the_commands_that_were_sent(mariadb_server: MariaDB) -> No
         calls = program.calls()
     statements = mariadb_server.statements()
     told = [each for each in statements if each.kind in ("query", "prepare", "execute", "bulk_execute")]
-    assert len(told) == len(calls) == 39
+    assert len(told) == len(calls) == 42
     for call, statement in zip(calls, sorted(told, key=lambda each: each.session), strict=True):
         assert (statement.port, statement.error) == (call.port, call.error)
         if statement.kind == "prepare" and call.error:
