@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the small C and Go programs and the comparison's virtual environment, once, into a cache folder.
+"""Builds the small C and Go programs, installs what Python and Node programs need, once, into a cache folder.
 
 What is built carries the hash of its sources in its name, so nothing stale is ever used.
 """
@@ -64,6 +64,21 @@ def virtual_environment(requirements: Path) -> Path:
         _run([*pip, "install", "--quiet", "--no-deps", "-r", str(requirements)], requirements)
         target.touch()
     return target.with_suffix(".venv") / "bin" / "python"
+
+
+def node_modules(package: Path) -> Path:
+    """The folder of what a package.json asks for (needs the network once): a NODE_PATH."""
+    target = _target(package.parent.name, [package])
+    if not target.exists():
+        if shutil.which("npm") is None:
+            raise BuildError(f"no npm to install what {package} asks for\nhint: apt install npm")
+        fresh = _fresh(target)
+        fresh.mkdir()
+        shutil.copy(package, fresh)
+        quiet = ["--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"]
+        _run(["npm", "install", "--prefix", str(fresh), *quiet], package)
+        _publish(target)
+    return target / "node_modules"
 
 
 def _target(name: str, sources: list[Path], *more: str) -> Path:
