@@ -11,6 +11,7 @@ NAMES = {
     "cost": "what the agent costs nginx and the machine, against the goals",
     "bystander": "what the agent costs processes that it does not trace",
     "scale": "50,000 open connections, and thousands of new ones each second on top",
+    "statements": "database statements against the servers' own logs, and what they cost",
     "compare": "a Python service bare, with OpenTelemetry's auto-instrumentation, and with the agent",
 }
 
@@ -23,7 +24,7 @@ def main(arguments: list[str]) -> int:
             print(f"no benchmark is called {arguments[0]!r}", file=out)
         print("usage: python -m benchmarks NAME [options]; NAME --help says more\n", file=out)
         for name, sentence in NAMES.items():
-            print(f"  {name:<9} {sentence}", file=out)
+            print(f"  {name:<10} {sentence}", file=out)
         return 0 if wanted_help else 2
 
     from benchmarks.agent import AgentMissing

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,73 +16,7 @@ import pytest
 from benchmarks.agent import Agent
 from benchmarks.agent import agent as run_agent
 from benchmarks.patience import patience
-
-SERVER, CLIENT = 2, 3
-
-
-@dataclass
-class Span:
-    name: str
-    kind: int
-    trace_id: str
-    span_id: str
-    parent_id: str
-    start_ns: int
-    end_ns: int
-    status: int
-    flags: int
-    attributes: dict[str, Any]
-    resource: dict[str, Any]
-
-    def __getitem__(self, key: str) -> Any:
-        return self.attributes.get(key)
-
-    @property
-    def target(self) -> str:
-        query = self["url.query"]
-        return str(self["url.path"]) + (f"?{query}" if query else "")
-
-    @property
-    def service(self) -> str:
-        return str(self.resource["service.name"])
-
-
-def _value(value: dict[str, Any]) -> Any:
-    ((kind, content),) = value.items()
-    if kind == "intValue":
-        return int(content)
-    if kind == "arrayValue":
-        return [_value(v) for v in content.get("values", [])]
-    return content
-
-
-def _attributes(pairs: list[dict[str, Any]]) -> dict[str, Any]:
-    return {pair["key"]: _value(pair["value"]) for pair in pairs}
-
-
-def read_spans(path: Path) -> list[Span]:
-    spans = []
-    for line in path.read_text().splitlines():
-        for by_resource in json.loads(line)["resourceSpans"]:
-            resource = _attributes(by_resource["resource"]["attributes"])
-            for by_scope in by_resource["scopeSpans"]:
-                for s in by_scope["spans"]:
-                    spans.append(
-                        Span(
-                            s["name"],
-                            s["kind"],
-                            s["traceId"],
-                            s["spanId"],
-                            s.get("parentSpanId", ""),
-                            int(s["startTimeUnixNano"]),
-                            int(s["endTimeUnixNano"]),
-                            s.get("status", {}).get("code", 0),
-                            s.get("flags", 0),
-                            _attributes(s.get("attributes", [])),
-                            resource,
-                        )
-                    )
-    return sorted(spans, key=lambda span: span.start_ns)
+from benchmarks.spans import Span, read_spans
 
 
 @dataclass

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Database statements against the truth: what the servers logged, what the clients' clocks say, what it costs.
+
+python -m benchmarks statements [--profile smoke|short] [--only PART...] [--json FILE]
+
+truth     real clients, traced; each statement of the server's own log has one span of its text, and no span
+          has none. Texts are compared as tests/sql_reference.py makes them safe.
+clock     the duration of each span beside that of the client's own clock around the call
+core      recorded conversations through the core alone: CPU per statement, parse to span
+flood     redis-benchmark -P 16 at its full speed: the server's count of commands, the spans, and the ledger
+large     a result of 100 MB: which share of its bytes reached user space
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks import agent as agents
+from benchmarks import clients, command, databases, harness
+from benchmarks.agent import Agent, Counters, agent
+from benchmarks.clients import Call, Client, client
+from benchmarks.databases import Database, Statement, mariadb, postgres, redis
+from benchmarks.harness import Estimate, Figure, Report, estimate
+from benchmarks.patience import patience
+from benchmarks.spans import Span, read_spans
+
+SETTLE_S = patience(10.0)
+NS_PER_US = 1000
+
+
+@dataclass(frozen=True)
+class Profile:
+    """rounds: of each measurement; flood_requests: of each of redis-benchmark's tests; large_rows: of 1,000 bytes."""
+
+    rounds: int
+    flood_requests: int
+    large_rows: int
+
+
+PROFILES = {"smoke": Profile(1, 20_000, 20_000), "short": Profile(5, 500_000, 100_000)}
+
+# How each program is asked to run, and against which server.
+Waiting = Callable[[Database], AbstractContextManager[Client]]
+POSTGRES: dict[str, Waiting] = {
+    "psycopg": lambda server: client("psycopg", server),
+    "asyncpg": lambda server: client("asyncpg", server),
+    **{
+        f"pgbench -M {mode}": lambda server, mode=mode: clients.pgbench(server, mode)  # type: ignore[misc]
+        for mode in clients.PGBENCH_MODES
+    },
+}
+MARIADB: dict[str, Waiting] = {
+    "pymysql": lambda server: client("pymysql", server),
+    "mariadb": lambda server: client("mariadb", server),
+    "node": lambda server: client("node", server),
+}
+REDIS: dict[str, Waiting] = {"redis": lambda server: client("redis", server)}
+
+
+@dataclass
+class Run:
+    """What a traced client did: the spans of it, and what it printed."""
+
+    spans: list[Span]
+    output: str
+    counters: Counters
+
+
+@contextmanager
+def traced(pid: int, folder: Path, **environment: str) -> Iterator[tuple[Agent, Path]]:
+    file = folder / f"spans-{time.monotonic_ns()}.jsonl"
+    with agent([pid], exporters=[f"jsonl:{file}"], env=environment, folder=folder) as running:
+        yield running, file
+
+
+def run_traced(waiting: AbstractContextManager[Client], folder: Path, **environment: str) -> Run:
+    """Lets the client go with the agent on it, from its first connection on."""
+    with waiting as program:
+        with traced(program.pid, folder, **environment) as (tracer, file):
+            output = program.output()
+            counters = settled(tracer)
+        return Run(read_spans(file), output, counters)
+
+
+def settled(tracer: Agent) -> Counters:
+    """The counters once they stand still."""
+    deadline, last = time.monotonic() + SETTLE_S, tracer.counters()
+    while time.monotonic() < deadline:
+        time.sleep(0.3)
+        now = tracer.counters()
+        if now.by(agents.CHUNKS, "class") == last.by(agents.CHUNKS, "class"):
+            return now
+        last = now
+    return last
+
+
+# ---------------------------------------------------------------- the truth
+
+
+def safe(text: str, dialect: str) -> str:
+    """A statement as both sides can be compared: without literals. One that may not be told is empty."""
+    from tests.sql_reference import sanitized  # the second implementation, which the tests hold the first to
+
+    return sanitized(text, dialect, "literal" if dialect == "postgresql" else "escapes") or ""
+
+
+def compared(logged: Sequence[str], spans: Sequence[str]) -> tuple[int, int]:
+    """How many of the log's have a span of their own, and how many spans have none of the log's."""
+    truth, found = Counter(logged), Counter(spans)
+    return (truth & found).total(), (found - truth).total()
+
+
+def of_sql(statements: Sequence[Statement], dialect: str) -> list[str]:
+    """What of a log is a statement: not the steps to one, which have no span unless they fail."""
+    kinds = {"parse", "bind", "refused", "prepare", "close stmt", "connect", "quit", "reset stmt"}
+    return [safe(each.text, dialect) for each in statements if each.kind not in kinds]
+
+
+def spans_of_sql(spans: Sequence[Span], dialect: str) -> list[str]:
+    return [safe(str(span["db.query.text"] or ""), dialect) for span in spans]
+
+
+def of_redis(statements: Sequence[Statement]) -> list[str]:
+    """MONITOR shows what was run, script by script too, and nothing that is for administrators."""
+    return [each.text.partition(" ")[0].upper() for each in statements if each.kind != "lua"]
+
+
+def spans_of_redis(spans: Sequence[Span], shown: Sequence[str]) -> list[str]:
+    """Those of commands that MONITOR shows."""
+    names = [str(span["db.operation.name"]).partition(" ")[0] for span in spans]
+    return [name for name in names if name in set(shown)]
+
+
+@dataclass
+class Comparison:
+    program: str
+    logged: int
+    found: int
+    invented: int
+    missing: list[str]
+
+    def row(self) -> list[str]:
+        example = "; ".join(self.missing[:2])
+        return [self.program, str(self.logged), str(self.found), str(self.invented), example[:100]]
+
+
+def compare(program: str, logged: list[str], spans: list[str]) -> Comparison:
+    found, invented = compared(logged, spans)
+    return Comparison(
+        program, len(logged), found, invented, list((Counter(logged) - Counter(spans)).elements())
+    )
+
+
+def compare_all(folder: Path) -> list[Comparison]:
+    """Each program against a server of its own."""
+    results = []
+    for programs, start, dialect in ((POSTGRES, postgres, "postgresql"), (MARIADB, mariadb, "mariadb")):
+        for name, waiting in programs.items():
+            with start() as server:
+                if name.startswith("pgbench"):
+                    clients.initialize_pgbench(server)
+                before = len(server.statements())
+                run = run_traced(waiting(server), folder)
+                logged = of_sql(server.statements()[before:], dialect)
+                results.append(compare(name, logged, spans_of_sql(run.spans, dialect)))
+    for name, waiting in REDIS.items():
+        with redis() as server:
+            run = run_traced(waiting(server), folder)
+            logged = of_redis(server.statements())
+            results.append(compare(name, logged, spans_of_redis(run.spans, logged)))
+    return results
+
+
+def truth(profile: Profile, report: Report, folder: Path) -> None:
+    results = compare_all(folder)
+    logged, found = sum(r.logged for r in results), sum(r.found for r in results)
+    invented = sum(r.invented for r in results)
+    share = 100.0 * found / max(1, logged)
+    goals = harness.goals()
+    note = f"{found:,} of {logged:,}"
+    report.figures.append(Figure(goals["statements_found"], Estimate(share, share, share, 1), note))
+    report.figures.append(Figure(goals["statements_invented"], Estimate(invented, invented, invented, 1)))
+    report.tables["Statements"] = [
+        ["client", "logged", "found", "invented", "missing"],
+        *(r.row() for r in results),
+    ]
+
+
+# ---------------------------------------------------------------- clocks
+
+
+def paired(calls: Sequence[Call], spans: Sequence[Span]) -> list[tuple[Call, Span]]:
+    """Calls and spans of one connection that does one thing after the other: both are in order."""
+    return list(zip(calls, spans, strict=False)) if len(calls) == len(spans) else []
+
+
+def clock(profile: Profile, report: Report, folder: Path) -> None:
+    import json
+
+    goal, rows = harness.goals()["statements_duration"], [["client", "calls", "median us", "90% us"]]
+    medians = []
+    features = {"psycopg": (postgres, "extended"), "pymysql": (mariadb, "query"), "redis": (redis, "resp2")}
+    for name, (start, feature) in features.items():
+        errors: list[float] = []
+        for _ in range(profile.rounds):
+            with start(log=False) as server:
+                run = run_traced(client(name, server, feature), folder)
+            calls = [Call(**json.loads(line)) for line in run.output.splitlines()]
+            for call, span in paired(calls, run.spans):
+                errors.append(abs((call.end_ns - call.start_ns) - (span.end_ns - span.start_ns)) / NS_PER_US)
+        if not errors:
+            report.warn(f"clock: {name}: calls and spans are not as many")
+            continue
+        medians += errors
+        tenths = statistics.quantiles(errors, n=10)
+        rows.append([name, str(len(errors)), f"{statistics.median(errors):.1f}", f"{tenths[-1]:.1f}"])
+    report.figures.append(Figure(goal, estimate(medians), "the client's own work is in its clock"))
+    report.tables["Durations, the client's clock less the span's"] = rows
+
+
+# ---------------------------------------------------------------- cost of the core
+
+
+def core(profile: Profile, report: Report, folder: Path) -> None:
+    from tests.core import speed
+
+    rows = [["conversation", "statements", "us per statement"]]
+    worst: list[float] = []
+    for name, count, seconds in speed.measure(profile.rounds):
+        rows.append([name, str(count), f"{seconds * 1e6:.2f}"])
+        worst.append(seconds * 1e6)
+    report.figures.append(
+        Figure(harness.goals()["statements_core"], estimate(worst), "median of conversations")
+    )
+    report.tables["Core"] = rows
+
+
+# ---------------------------------------------------------------- flood and size
+
+
+def flood(profile: Profile, report: Report, folder: Path) -> None:
+    with redis(log=False) as server:
+        waiting = clients.redis_benchmark(server, requests=profile.flood_requests, clients=10, pipeline=16)
+        with waiting as program, traced(program.pid, folder) as (tracer, _):
+            before = commands_of(server)
+            program.output(timeout_s=patience(120.0))
+            counters = settled(tracer)
+            asked = commands_of(server) - before
+    spans = counters.total(agents.SPANS) or 0
+    classes = counters.by(agents.CHUNKS, "class")
+    kernel = counters.total(agents.KERNEL_CHUNKS)
+    share = 100.0 * spans / max(1, asked)
+    note = f"{spans:,} of {asked:,}; chunks: kernel {kernel:,}, classes {sum(classes.values()):,}"
+    report.figures.append(Figure(harness.goals()["statements_flood"], Estimate(share, share, share, 1), note))
+    report.tables["Flood: chunks by class"] = [list(classes), [str(value) for value in classes.values()]]
+    if kernel != sum(classes.values()):
+        report.warn(f"flood: {kernel} chunks are not {sum(classes.values())}: the ledger is wrong")
+
+
+def commands_of(server: Database) -> int:
+    """GET and SET that the server has run."""
+    assert isinstance(server, databases.Redis)
+    lines = server.command("INFO", "commandstats").splitlines()
+    calls = (
+        line.partition("calls=")[2].partition(",")[0]
+        for line in lines
+        if line.startswith(("cmdstat_get:", "cmdstat_set:"))
+    )
+    return sum(map(int, calls))
+
+
+def large(profile: Profile, report: Report, folder: Path) -> None:
+    series = f"generate_series(1, {profile.large_rows})"
+    script = (
+        f"SELECT repeat('y', 1000) FROM {series};\nCOPY (SELECT repeat('x', 1000) FROM {series}) TO STDOUT;"
+    )
+    with postgres(log=False) as server, clients.psql(server, script) as program:
+        with traced(program.pid, folder) as (tracer, file):
+            size = len(program.output(timeout_s=patience(120.0)))
+            counters = settled(tracer)
+        spans = read_spans(file)
+    copied = counters.total("ebpf_otlp_tracer_kernel_captured_bytes_total") or 0
+    share = 100.0 * copied / size
+    told = ", ".join(f"{span.name}: {span['db.response.returned_rows']}" for span in spans)
+    note = f"{copied:,} of {size:,}; rows told: {told}"
+    report.figures.append(Figure(harness.goals()["statements_large"], Estimate(share, share, share, 1), note))
+
+
+# ---------------------------------------------------------------- the run
+
+PARTS: dict[str, tuple[str, Callable[[Profile, Report, Path], None]]] = {
+    "truth": ("statements_found", truth),
+    "clock": ("statements_duration", clock),
+    "core": ("statements_core", core),
+    "flood": ("statements_flood", flood),
+    "large": ("statements_large", large),
+}
+
+
+def run(profile: Profile, parts: Sequence[str]) -> Report:
+    report = Report("statements", asdict(profile))
+    with tempfile.TemporaryDirectory(prefix="ebpf-otlp-tracer-statements-") as name:
+        for part in parts:
+            print(part, file=sys.stderr, flush=True)
+            PARTS[part][1](profile, report, Path(name))
+    return report
+
+
+def main(arguments: list[str]) -> int:
+    parser = command.parser("statements", __doc__, PROFILES)
+    parser.add_argument("--only", action="append", choices=PARTS, help="this part alone; may be given again")
+    options: argparse.Namespace = parser.parse_args(arguments)
+    return command.measure(
+        options, PROFILES[options.profile], (), lambda p: run(p, options.only or list(PARTS))
+    )
