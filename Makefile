@@ -52,7 +52,7 @@ format: $(STAMPS)/venv-test ## ruff's formatter
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-fuzz: $(STAMPS)/venv-test ## parser and stream under libFuzzer, FUZZ_SECONDS each
+fuzz: $(STAMPS)/venv-test ## parser, stream and SQL lexer under libFuzzer, FUZZ_SECONDS each
 	$(PYTHON) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 sanitize: $(STAMPS)/venv-test ## tests of the core and the encoder on builds with ASan and UBSan

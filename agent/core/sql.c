@@ -118,15 +118,15 @@ static const struct keyword keywords[26][13] = {
     ['X' - 'A'] = {WORD("XA", USE)},
 };
 
-static enum word_role role_of(const uint8_t *word, size_t length)
+static inline enum word_role role_of(const uint8_t *word, size_t length)
 {
     uint8_t first = (word[0] & 0xdf) - 'A';
     if (first >= 26 || length < 2)
         return PLAIN;
     for (const struct keyword *k = keywords[first]; k < keywords[first + 1] && k->length; k++) {
-        if (k->length != length)
+        if (k->length != length || (word[1] & 0xdf) != (uint8_t)k->text[1])
             continue;
-        size_t i = 1;
+        size_t i = 2;
         while (i < length && (word[i] & 0xdf) == (uint8_t)k->text[i])
             i++;
         if (i == length)
@@ -258,7 +258,7 @@ static uint64_t mixed(uint64_t hash, uint64_t value)
 }
 
 /* At least one byte; the loads overlap rather than loop over what remains. */
-static uint64_t digest(const uint8_t *bytes, size_t length)
+static inline uint64_t digest(const uint8_t *bytes, size_t length)
 {
     uint64_t hash = length, value = 0;
     uint32_t head = 0, tail = 0;
@@ -336,8 +336,9 @@ static void placeholder(struct reader *r, size_t from)
 static void other(struct reader *r)
 {
     size_t from = r->at++;
-    token(r, from, r->bytes[from], r->bytes[from]);
-    r->last_value = r->bytes[from] == ']';
+    uint8_t c = r->bytes[from];
+    token(r, from, c, c == '?' ? LITERAL : c); /* as text, PostgreSQL's operator looks like a literal */
+    r->last_value = c == ']';
     end_of_name(r);
 }
 

@@ -306,6 +306,7 @@ DIALECT = [
     # lists
     Dialect("", "SELECT 1 FROM t WHERE a IN (1) AND b NOT IN(2,3) AND c IN (d, 4) AND (e, f) IN ((1,2), (3, 4))",
             "SELECT ? FROM t WHERE a IN (?) AND b NOT IN(?) AND c IN (d, ?) AND (e, f) IN ((?,?))", "SELECT t"),
+    Dialect(PG, "SELECT a IN (?, 1)", "SELECT a IN (?)", "SELECT"),
     Dialect(PG, "SELECT 1 FROM t WHERE a IN ($1, $2) AND b IN ('a'::text, 'b'::text)",
             "SELECT ? FROM t WHERE a IN ($1) AND b IN (?::text)", "SELECT t"),
     Dialect("", "INSERT INTO t (a, b) VALUES (1, 'x'), (2, NULL) , (DEFAULT, 3)\n, (now(), 4), (now(), 5), (6, 7) RETURNING a",
