@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Database statements against the truth: what the servers logged, what the clients' clocks say, what it costs.
+"""Database statements against the truth: the servers' logs, the clients' clocks; and what they cost.
 
 python -m benchmarks statements [--profile smoke|short] [--only PART...] [--json FILE]
 
@@ -39,7 +39,7 @@ NS_PER_US = 1000
 
 @dataclass(frozen=True)
 class Profile:
-    """rounds: of each measurement; flood_requests: of each of redis-benchmark's tests; large_rows: of 1,000 bytes."""
+    """flood_requests: of each of redis-benchmark's tests. large_rows: of 1,000 bytes, in each of two results."""
 
     rounds: int
     flood_requests: int
