@@ -39,7 +39,7 @@ NS_PER_US = 1000
 
 @dataclass(frozen=True)
 class Profile:
-    """flood_requests: of each of redis-benchmark's tests. large_rows: of 1,000 bytes, in each of two results."""
+    """flood_requests: of each of redis-benchmark's tests. large_rows: of 1,000 bytes."""
 
     rounds: int
     flood_requests: int
