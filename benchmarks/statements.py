@@ -14,6 +14,7 @@ large     a result of 100 MB: which share of its bytes reached user space
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -204,10 +205,9 @@ def paired(calls: Sequence[Call], spans: Sequence[Span]) -> list[tuple[Call, Spa
 
 
 def clock(profile: Profile, report: Report, folder: Path) -> None:
-    import json
-
     goal, rows = harness.goals()["statements_duration"], [["client", "calls", "median us", "90% us"]]
     medians = []
+    features: dict[str, tuple[Callable[..., AbstractContextManager[Database]], str]]
     features = {"psycopg": (postgres, "extended"), "pymysql": (mariadb, "query"), "redis": (redis, "resp2")}
     for name, (start, feature) in features.items():
         errors: list[float] = []

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recorded conversations of real clients with real servers: cases for the parsers, corpora for the fuzzers.
 
-    seeds/PROTOCOL/FEATURE[-CONNECTION].bin, made by `python -m tests.protocols.capture`
+    recorded/PROTOCOL/FEATURE[-CONNECTION].bin, made by `python -m tests.protocols.capture`
 
 A file is chunks, in the order in which a relay between the two received them, each as one receive gave it:
 
@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent / "seeds"
+FOLDER = Path(__file__).resolve().parent / "recorded"
 _HEAD = struct.Struct(">BI")
 
 Chunk = tuple[int, bytes]
