@@ -30,7 +30,8 @@ def names(protocol: str) -> list[str]:
 def load(name: str) -> list[Chunk]:
     """The chunks of a conversation: (sender, bytes)."""
     data = (FOLDER / f"{name}.bin").read_bytes()
-    chunks, at = [], 0
+    chunks: list[Chunk] = []
+    at = 0
     while at < len(data):
         sender, length = _HEAD.unpack_from(data, at)
         at += _HEAD.size
