@@ -153,8 +153,10 @@ void connection_chunk(struct core *core, struct connection *c, const struct chun
 {
     uint64_t now = event->header.ktime_ns;
     if (c->assumed && c->first == NULL && now > c->active_ns &&
-        now - c->active_ns >= core->config.request_timeout_ns)
-        c->assumed = c->unsure = false; /* whatever was asked and not seen would have timed out */
+        now - c->active_ns >= core->config.request_timeout_ns) {
+        c->assumed = c->unsure = c->batched = false; /* whatever was asked and not seen would have timed out */
+        c->sits_out = SITS_OUT_NOT;
+    }
     touch(core, c, now);
     c->open.tgid = event->tgid;
     stream_chunk(core, c, event->header.direction & 1, event);

@@ -17,6 +17,13 @@ struct endpoints {
     uint32_t peer_tgid;
 };
 
+/* After a loss among several requests the rest of them is not paired. */
+enum sits_out {
+    SITS_OUT_NOT,
+    SITS_OUT,          /* no answer was seen since */
+    SITS_OUT_ANSWERED, /* one was: who asks now, with nothing due, asks anew */
+};
+
 /* Most connections are idle most of the time: what only a message in progress needs is in struct kept. */
 struct connection {
     uint64_t id;
@@ -43,6 +50,7 @@ struct connection {
     bool batched : 1;    /* several requests wait, or did when the last one was asked */
     bool waits : 1;      /* was seen to wait for the answers to all of several requests before it asked again */
     bool assumed : 1;    /* something was not seen: pairs rest on the client's waiting for its answers */
+    uint8_t sits_out : 2; /* enum sits_out: requests have no place in the order, though the client waits */
     bool unsure : 1;     /* answers may come to requests that were not seen: no request is paired */
     uint16_t path_size;
     uint8_t path[]; /* of a Unix socket; behind the structure, which has no padding then */

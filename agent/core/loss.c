@@ -21,7 +21,8 @@
  *
  * Clients of some protocols (protocol.batches) send several requests and wait for all the answers. There a
  * request pipelines only if it is asked when the answers to those before it have begun and are not complete. A
- * loss while several wait is forgiven to a client that was seen to wait for such a batch before. */
+ * loss while several wait is forgiven to a client that was seen to wait for such a batch before, with the next batch:
+ * the rest of this one is not paired (`sits_out`). */
 #include "loss.h"
 #include "pairing.h"
 
@@ -87,6 +88,8 @@ static void doubt(struct connection *c)
 {
     c->assumed = true;
     c->unsure |= c->pipelined || (c->batched && !c->waits);
+    if (c->batched)
+        c->sits_out = SITS_OUT;
 }
 
 void loss_of_answers(struct core *core, struct connection *c)
@@ -111,13 +114,28 @@ void loss_finish_unseen(struct core *core, struct connection *c)
     pairing_finish(core, p, OUTCOME_ANSWERED, c->answered_ktime);
 }
 
+void loss_overtaken(struct connection *c)
+{
+    if (protocol_of(c)->batches) {
+        c->batched = true;
+        doubt(c);
+        return;
+    }
+    c->pipelined = true;
+    c->unsure = true;
+}
+
 void loss_before_request(struct core *core, struct connection *c)
 {
     if (!c->pipelined)
         loss_finish_unseen(core, c);
     if (c->first == NULL) {
-        c->waits |= c->batched;
-        c->batched = false;
+        if (c->sits_out == SITS_OUT_ANSWERED)
+            c->sits_out = SITS_OUT_NOT;
+        if (!c->sits_out) {
+            c->waits |= c->batched;
+            c->batched = false;
+        }
         return;
     }
     bool batches = protocol_of(c)->batches;

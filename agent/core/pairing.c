@@ -3,6 +3,7 @@
 #include "pairing.h"
 #include "insights.h"
 #include "linking.h"
+#include "loss.h"
 #include "series.h"
 
 #define FINISH_ROOM 4096          /* what finish() and the link may append */
@@ -120,11 +121,10 @@ struct pending *pairing_request(struct core *core, struct connection *c, const s
     bool room = c->pending < core->config.pending_max && core->requests_bytes < core->config.buffer_bytes_max;
     uint32_t tracestate = step->tracestate.length <= TRACESTATE_MAX ? step->tracestate.length : 0;
     const struct pending *before = c->last;
-    struct pending *p = room && !c->unsure ? pending_new(core, c, tracestate, attributes->size) : NULL;
+    struct pending *p = room && !c->unsure && !c->sits_out ? pending_new(core, c, tracestate, attributes->size) : NULL;
     if (p == NULL) {
         /* Those before it keep their place. Behind it no answer can be told apart, if there are others. */
-        c->assumed = true;
-        c->unsure |= c->pipelined;
+        loss_of_requests(core, c);
         count_dropped(core, event->tgid);
         return NULL;
     }

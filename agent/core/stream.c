@@ -227,8 +227,8 @@ static void take_request_step(struct feed *f, const struct step *step, const uin
     bool was_silent = !step->begins && s->current && s->current->silent;
     if (step->begins) {
         loss_before_request(f->core, f->c);
-        f->c->pipelined |= f->overtakes;
-        f->c->unsure |= f->overtakes;
+        if (f->overtakes)
+            loss_overtaken(f->c);
         if (s->current)
             s->current->request_ended = true;
     }
@@ -711,6 +711,8 @@ void stream_chunk(struct core *core, struct connection *c, unsigned direction, c
     feed_bytes(&f, e->payload + e->head, e->tail, false, true);
     if (is_answer(&f)) {
         c->answered_ktime = e->header.ktime_ns;
+        if (c->sits_out)
+            c->sits_out = SITS_OUT_ANSWERED;
         if (s->sync == SYNC_LOST && terminates(c, e))
             loss_finish_unseen(core, c);
     }
