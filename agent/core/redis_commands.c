@@ -25,7 +25,7 @@ struct redis_command {
 
 /* Read-only, but for those that answer by chance or wait for what is new: to ask them again is not to ask
  * twice. Costly is whose complexity grows with what the keys hold, or with how many there are. */
-enum { READS = TRAIT_READS, COSTLY = TRAIT_COSTLY };
+enum { READS = TRAIT_READS, COSTLY = TRAIT_COSTLY, BLOCKS = TRAIT_BLOCKS };
 
 /* In the order of strcmp(). */
 #define C(name, arguments, traits) {name, arguments, traits, REDIS_PLAIN, NULL}
@@ -36,9 +36,9 @@ static const struct redis_command commands[] = {
           "|CAT|DELUSER|DRYRUN|GENPASS|GETUSER|HELP|LIST|LOAD|LOG|SAVE|SETUSER|USERS|WHOAMI|"),
     C("APPEND", "k", 0), C("ASKING", "", 0), C("AUTH", "", 0), C("BGREWRITEAOF", "", 0), C("BGSAVE", "", 0),
     C("BITCOUNT", "k", READS | COSTLY), C("BITFIELD", "k", 0), C("BITFIELD_RO", "k", READS),
-    C("BITOP", "?*k", COSTLY), C("BITPOS", "k", READS | COSTLY), C("BLMOVE", "kk", 0), C("BLMPOP", "?n", 0),
-    C("BLPOP", "!*k", 0), C("BRPOP", "!*k", 0), C("BRPOPLPUSH", "kk", 0), C("BZMPOP", "?n", 0),
-    C("BZPOPMAX", "!*k", 0), C("BZPOPMIN", "!*k", 0),
+    C("BITOP", "?*k", COSTLY), C("BITPOS", "k", READS | COSTLY), C("BLMOVE", "kk", BLOCKS), C("BLMPOP", "?n", BLOCKS),
+    C("BLPOP", "!*k", BLOCKS), C("BRPOP", "!*k", BLOCKS), C("BRPOPLPUSH", "kk", BLOCKS), C("BZMPOP", "?n", BLOCKS),
+    C("BZPOPMAX", "!*k", BLOCKS), C("BZPOPMIN", "!*k", BLOCKS),
     GROUP("CLIENT", "", 0, REDIS_CLIENT,
           "|CACHING|GETNAME|GETREDIR|HELP|ID|IMPORT-SOURCE|INFO|KILL|LIST|NO-EVICT|NO-TOUCH|PAUSE"
           "|REPLY|SETINFO|SETNAME|TRACKING|TRACKINGINFO|UNBLOCK|UNPAUSE|"),
@@ -123,14 +123,14 @@ static const struct redis_command commands[] = {
     C("SUNIONSTORE", "*k", COSTLY), KIND("SUNSUBSCRIBE", "*k", 0, REDIS_UNSUBSCRIBE), C("SWAPDB", "", 0),
     KIND("SYNC", "", 0, REDIS_REPLICATE), C("TIME", "", 0), C("TOUCH", "*k", 0), C("TTL", "k", READS),
     C("TYPE", "k", READS), C("UNLINK", "*k", 0), KIND("UNSUBSCRIBE", "*k", 0, REDIS_UNSUBSCRIBE),
-    C("UNWATCH", "", 0), C("WAIT", "", 0), C("WAITAOF", "", 0), C("WATCH", "*k", 0), C("XACK", "k", 0),
+    C("UNWATCH", "", 0), C("WAIT", "", BLOCKS), C("WAITAOF", "", BLOCKS), C("WATCH", "*k", 0), C("XACK", "k", 0),
     C("XADD", "k", 0), C("XAUTOCLAIM", "k", 0), C("XCLAIM", "k", 0), C("XDEL", "k", 0),
     GROUP("XGROUP", "k", 0, REDIS_PLAIN,
           "|CREATE|CREATECONSUMER|DELCONSUMER|DESTROY|HELP|SETID|"),
     GROUP("XINFO", "k", 0, REDIS_PLAIN,
           "|CONSUMERS|GROUPS|HELP|STREAM|"),
-    C("XLEN", "k", READS), C("XPENDING", "k", READS), C("XRANGE", "k", READS | COSTLY), C("XREAD", "s", 0),
-    C("XREADGROUP", "s", 0), C("XREVRANGE", "k", READS | COSTLY), C("XSETID", "k", 0), C("XTRIM", "k", 0),
+    C("XLEN", "k", READS), C("XPENDING", "k", READS), C("XRANGE", "k", READS | COSTLY), C("XREAD", "s", BLOCKS),
+    C("XREADGROUP", "s", BLOCKS), C("XREVRANGE", "k", READS | COSTLY), C("XSETID", "k", 0), C("XTRIM", "k", 0),
     C("ZADD", "k", 0), C("ZCARD", "k", READS), C("ZCOUNT", "k", READS), C("ZDIFF", "n", READS | COSTLY),
     C("ZDIFFSTORE", "kn", COSTLY), C("ZINCRBY", "k", 0), C("ZINTER", "n", READS | COSTLY),
     C("ZINTERCARD", "n", READS | COSTLY), C("ZINTERSTORE", "kn", COSTLY), C("ZLEXCOUNT", "k", READS),
@@ -320,6 +320,19 @@ static bool is_procedure(struct text t)
     return t.length > 0 && t.length <= 128;
 }
 
+static uint64_t mixed(uint64_t hash, struct text t)
+{
+    uint64_t word = t.length;
+    hash = table_mix(hash ^ word) + 0x9e3779b97f4a7c15ULL;
+    for (; t.length >= sizeof word; t.bytes += sizeof word, t.length -= sizeof word) {
+        memcpy(&word, t.bytes, sizeof word);
+        hash = table_mix(hash ^ word) + 0x9e3779b97f4a7c15ULL;
+    }
+    word = 0;
+    memcpy(&word, t.bytes, t.length);
+    return table_mix(hash ^ word);
+}
+
 static void take_other(struct redis_request *r, struct text value)
 {
     bool keys_shown = r->wanted == QUERY_TEXT_PARAMETERIZED, shown = false;
@@ -327,6 +340,8 @@ static void take_other(struct redis_request *r, struct text value)
     switch (next_sign(r)) {
     case 'k':
         shown = keys_shown;
+        if (r->key == 0)
+            r->key = mixed(1, value);
         break;
     case 'n':
         shown = number(value, &keys);
@@ -355,19 +370,6 @@ static void take_other(struct redis_request *r, struct text value)
 static struct text operation_of(const struct redis_request *r)
 {
     return (struct text){(const uint8_t *)r->operation, r->operation_size};
-}
-
-static uint64_t mixed(uint64_t hash, struct text t)
-{
-    uint64_t word = t.length;
-    hash = table_mix(hash ^ word) + 0x9e3779b97f4a7c15ULL;
-    for (; t.length >= sizeof word; t.bytes += sizeof word, t.length -= sizeof word) {
-        memcpy(&word, t.bytes, sizeof word);
-        hash = table_mix(hash ^ word) + 0x9e3779b97f4a7c15ULL;
-    }
-    word = 0;
-    memcpy(&word, t.bytes, t.length);
-    return table_mix(hash ^ word);
 }
 
 void redis_argument(struct redis_request *r, struct text value)
@@ -402,4 +404,5 @@ void redis_told(struct redis_request *r, struct step *step, struct builder *b)
     step->traits = r->known ? r->known->traits : 0;
     step->shape = mixed(r->count, operation_of(r)) | 1;
     step->exact = r->exact;
+    step->key = r->key;
 }

@@ -47,6 +47,7 @@ struct redis_request {
     bool cut;
     uint32_t operation_size, size;
     uint64_t exact;
+    uint64_t key; /* hash of the first key; 0: none */
     char operation[REDIS_OPERATION_MAX];
     char text[REDIS_TEXT_MAX];
 };
@@ -56,7 +57,7 @@ void redis_request(struct redis_request *r, uint32_t count, const struct protoco
 void redis_argument(struct redis_request *r, struct text value);
 /* The arguments that were not looked at, `count` of them in all. */
 void redis_unread(struct redis_request *r);
-/* db.operation.name, db.query.text, db.stored_procedure.name; shape, exact and traits of the step. */
+/* db.operation.name, db.query.text, db.stored_procedure.name; shape, exact, key and traits of the step. */
 void redis_told(struct redis_request *r, struct step *step, struct builder *b);
 
 /* May a command have this name? `complete`: it is all of it. `known`: those of the servers alone. */
