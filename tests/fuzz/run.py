@@ -56,7 +56,7 @@ def write_conversations(corpus: Path, cases: list[Case]) -> None:
 
 
 def write_recorded(corpus: Path, protocol: str, cases: list[Case]) -> None:
-    """Seeds of a target that reads conversations: those that were recorded, and each case with what led to it."""
+    """Seeds of a target that reads conversations: those recorded, and each case with what led to it."""
     conversations = [seeds.load(name) for name in seeds.names(protocol)]
     for case in cases:
         said = [(sender, data) for sender, data, _ in case.before]
