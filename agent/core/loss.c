@@ -70,7 +70,12 @@ bool loss_told(struct core *core, struct connection *c, const uint32_t unsent[2]
     if (c->kind == 0)
         return false;
     unsigned answering = answers_direction(c);
-    const struct stream *answers = &c->streams[answering];
+    const struct stream *answers = &c->streams[answering], *asks = &c->streams[!answering];
+    /* A request that was lost, if only its end, while another waits whose answer was not lost, is of its batch. */
+    bool begins = asks->sync != SYNC_LOST && !asks->in_message && asks->skip == 0;
+    bool waiting = c->first && !c->first->responded;
+    if (chunk && more[!answering] && !more[answering] && begins && waiting)
+        c->batched |= protocol_of(c)->batches;
     bool doubted = answers->sync == SYNC_LOST || told_before[answering];
     bool waits = c->first && !(c->first->responded && doubted);
     /* What is missing may all be of the body that is being read: the next record of that stream tells. */

@@ -666,6 +666,7 @@ static bool arrive(struct feed *f)
         s->seen = e->pos;
         if (s->told && s->sync == SYNC_NEW) {
             count_gap(f, s->told & TOLD_UNSENT ? GAP_LOST : GAP_SHED);
+            f->c->late = true; /* its first bytes are as unknown as those of one that was joined */
             conclude(f, HOLE_TOLD);
             stream_lose(f->core, f->c, f->direction, LEDGER_LOST);
         }
