@@ -131,7 +131,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("http.request_headers", "strs", (), "Request headers to capture as attributes.", env=("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_REQUEST",)),
     Option("http.response_headers", "strs", (), "Response headers to capture as attributes.", env=("OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_RESPONSE",)),
     Option("http.known_methods", "strs", KNOWN_METHODS, "HTTP methods that are named in spans; others are _OTHER.", env=("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS",)),
-    Option("database.query_text", str, "parameterized", "db.query.text: never; with every literal replaced; or the same, but statements with placeholders as they are.", choices=("off", "sanitized", "parameterized")),
+    Option("database.query_text", str, "parameterized", "db.query.text: never; with every literal replaced, keys of Redis too; or the same, but statements with placeholders as they are, and Redis commands with their keys.", choices=("off", "sanitized", "parameterized")),
     Option("database.server_spans", bool, False, "Spans of the database's side too, where its process is traced."),
     # What is told of statements, as log records and as a metric.
     Option("findings.slow_ms", float, 100.0, "A statement that takes so long is marked and told; 0: none.", minimum=0),

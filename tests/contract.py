@@ -40,7 +40,7 @@ KIND_SERVER, KIND_CLIENT = 2, 3  # enum span_kind
 TO_END = 2**64 - 1  # SKIP_TO_END
 
 # What protocols/*.c stand on; the engine is not among it.
-SHARED = "builder", "url", "http", "routes", "exchange", "sql", "statements", "database"
+SHARED = "builder", "url", "http", "routes", "exchange", "sql", "statements", "database", "redis_commands"
 SOURCES = [CORE / f"{name}.c" for name in SHARED]
 
 

@@ -63,7 +63,7 @@ struct step {
     int32_t status; /* response: the protocol's code */
     uint64_t shape; /* request: hash of what it asks without its values; 0: not known */
     uint64_t exact; /* the same with its values */
-    uint64_t key;   /* request: hash of the one key it is about; 0: none, or several */
+    uint64_t key;   /* request: hash of the first key it is about; 0: none */
     uint8_t traits; /* request: enum trait */
     uint8_t transaction; /* response: enum transaction, the state that it leaves the connection in */
     struct trace_context context;

@@ -13,7 +13,7 @@ from tests.contract import protocol_names
 BPF = Path(__file__).parents[2] / "bpf"
 NO, MAYBE, YES = 0, 1, 2
 ENCRYPTED, HTTP1 = 1, 3
-MYSQL = HTTP1 + protocol_names().index("mysql")
+REDIS, MYSQL = (HTTP1 + protocol_names().index(name) for name in ("redis", "mysql"))
 Classify = Callable[[bytes], tuple[int, int]]
 
 HTTP_STARTS = [
@@ -46,14 +46,26 @@ TLS_STARTS = [
     bytes.fromhex("16030100f8010000f40303"),  # ClientHello, record version 1.0
     bytes.fromhex("160303007a0200007603030000000000"),  # ServerHello
 ]
+REDIS_STARTS = [
+    b"*1\r\n$4\r\nPING\r\n",
+    b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n",
+    b"*12345\r\n$4\r\nMGET\r\n",
+]
 NOTHING_OF_OURS = [
+    b"*0\r\n$4\r\nPING\r\n",
+    b"*-1\r\n",
+    b"*1\n$4\nPING\n",
+    b"*1\r\n:1\r\n",
+    b"*1x\r\n$4\r\nPING\r\n",
+    b"* a list\r\n",
+    b"*1234567890\r\n$4\r\n",  # nobody sends so many arguments
+    b"PING\r\n",  # NATS asks so, too
     b"get / HTTP/1.1\r\n\r\n",
     b"GET  / HTTP/1.1\r\n",
     b"GET x HTTP/1.1\r\n\r\n",
     b"GE / HTTP/1.1\r\n\r\n",
     b"HTTP/2.0 200 OK\r\n",
     b"HTTPX1.1 200 OK\r\n",
-    b"*1\r\n$4\r\nPING\r\n\r\n",
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZ",
     b"\x00\x00\x00\x08\x04\xd2\x16\x2f\0\0\0\0\0\0\0\0",
     b"CONNECT \x01 HTTP/1.1",
@@ -91,9 +103,11 @@ def classify(tmp_path_factory: pytest.TempPathFactory) -> Classify:
     def run(data: bytes) -> tuple[int, int]:
         known = data[:16]
         protocol = ctypes.c_uint8(0)
-        told = ctypes.byref(protocol)
         verdicts = {
-            (function(known + filler * (16 - len(known)), len(known), len(data), told), protocol.value)
+            (
+                function(known + filler * (16 - len(known)), len(known), len(data), ctypes.byref(protocol)),
+                protocol.value,
+            )
             for filler in (b"\0", b"/", b" ", b"A", b"\xff", b"\x16")
         }
         assert len(verdicts) == 1, f"bytes behind the end were looked at: {data!r}"
@@ -118,6 +132,11 @@ def test_no_prefix_of_a_greeting_is_refused(classify: Classify, data: bytes) -> 
     assert [classify(data[:n])[0] for n in range(1, 17)] == [MAYBE] * 6 + [YES] * 10
 
 
+@pytest.mark.parametrize("data", REDIS_STARTS)
+def test_redis_commands_are_found(classify: Classify, data: bytes) -> None:
+    assert classify(data) == (YES, REDIS)
+
+
 @pytest.mark.parametrize("data", TLS_STARTS)
 def test_tls_hellos_are_encrypted(classify: Classify, data: bytes) -> None:
     assert classify(data) == (YES, ENCRYPTED)
@@ -128,7 +147,7 @@ def test_other_bytes_are_nothing_of_ours(classify: Classify, data: bytes) -> Non
     assert classify(data)[0] == NO
 
 
-@pytest.mark.parametrize("data", HTTP_STARTS + TLS_STARTS)
+@pytest.mark.parametrize("data", HTTP_STARTS + REDIS_STARTS + TLS_STARTS)
 def test_no_prefix_of_a_start_is_refused(classify: Classify, data: bytes) -> None:
     verdicts = [classify(data[:n])[0] for n in range(1, min(len(data), 16) + 1)]
     assert NO not in verdicts
