@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.contract import CORE, ROOT, SOURCES, Case, compile_c, protocol_names
 from tests.core.sql_cases import CONFORMANCE, DIALECT, MY
+from tests.protocols import seeds
 
 TARGETS = ROOT / "tests" / "fuzz"
 # Warnings are judged by the build, which is another compiler's.
@@ -55,6 +56,20 @@ def write_conversations(corpus: Path, cases: list[Case]) -> None:
         (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
 
 
+def write_said(corpus: Path, cases: list[Case], recorded: list[str]) -> None:
+    """Seeds of a target that reads both sides: cases with what was said before, recorded conversations."""
+    said = [
+        [*((sender, data) for sender, data, _ in case.before), (case.sender, case.data)] for case in cases
+    ]
+    for chunks in said + [seeds.load(name) for name in recorded]:
+        seed = b"\x02"
+        for sender, data in chunks:
+            for at in range(0, len(data), 0x3FFF):
+                piece = data[at : at + 0x3FFF]
+                seed += (len(piece) | sender << 15).to_bytes(2, "little") + piece
+        (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+
+
 def write_statements(corpus: Path) -> None:
     official = [(False, statement) for statement, _, _ in CONFORMANCE]
     for mysql, statement in official + [(case.dialect == MY, case.statement) for case in DIALECT]:
@@ -69,7 +84,11 @@ def fuzz(name: str, seconds: int) -> int:
     corpus.mkdir(parents=True, exist_ok=True)
     if name in protocol_names():
         sources = [*SOURCES, CORE / "protocols" / f"{name}.c"]
-        write_seeds(corpus, importlib.import_module(f"tests.protocols.test_{name}").TestContract.cases)
+        cases = importlib.import_module(f"tests.protocols.test_{name}").TestContract.cases
+        if name == "mysql":
+            write_said(corpus, cases, seeds.names(name))
+        else:
+            write_seeds(corpus, cases)
     elif name == "sql":
         sources = [CORE / "sql.c"]
         write_statements(corpus)

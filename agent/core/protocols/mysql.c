@@ -1055,7 +1055,7 @@ static bool follows(const struct parse_context *context, const struct mysql_stat
     if (state->phase == PHASE_START && p->sequence == 0) /* what nobody asked for */
         return p->first == FIRST_ERR;
     if (state->phase == PHASE_START)
-        return p->length && (context->hint == 0 || session->answering || stray);
+        return context->hint == 0 || session->answering || stray;
     if (state->phase == PHASE_MIDDLE && context->hint == 0 && p->sequence == 1)
         return true;
     return state->flags & ANY_SEQUENCE || p->sequence == state->next;
@@ -1126,10 +1126,11 @@ static enum parse_status response(struct cursor *in, const struct parse_context 
             !session->established && state->phase == PHASE_START && !again)
             return greeting(in, session, &p, step);
         bool continued = state->flags & CONTINUED;
-        bool begins = there && !continued && begins_answer(context, state, &p);
+        bool begins = there && !continued && p.length && begins_answer(context, state, &p);
         if (begins && again)
             return PARSE_OK;
-        if (there && !begins && !follows(context, state, &p))
+        bool empty = there && !continued && p.length == 0; /* only the end of a long one is */
+        if (empty || (there && !begins && !follows(context, state, &p)))
             return again ? PARSE_OK : PARSE_INVALID;
         if (!there || !packet_read(in, wanted_in(state, &p, begins), &p)) {
             if (!again)
