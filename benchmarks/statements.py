@@ -136,8 +136,9 @@ def of_redis(statements: Sequence[Statement]) -> list[str]:
 
 
 def spans_of_redis(spans: Sequence[Span], shown: Sequence[str]) -> list[str]:
-    """Those of commands that MONITOR shows."""
-    names = [str(span["db.operation.name"]).partition(" ")[0] for span in spans]
+    """Those of commands that MONITOR shows: not what is refused before it is run (wrong number of arguments)."""
+    run = [span for span in spans if span["db.response.status_code"] != "ERR"]
+    names = [str(span["db.operation.name"]).partition(" ")[0] for span in run]
     return [name for name in names if name in set(shown)]
 
 

@@ -12,7 +12,7 @@ enum insight_limits {
     COSTLY_AGAIN_S = 60,  /* the same costly command is told once in this time */
     HOT_KEYS = 64,        /* counters of the sketch */
     HOT_MIN = 1000,       /* operations of a window before any key is called hot */
-    HOT_SHARE = 4,        /* a key is hot that surely got one in so many of them */
+    HOT_SHARE = 4,        /* a key is hot that got one in so many of them */
     HOT_WINDOW_S = 10,
     ABOUT_MAX = 768,      /* bytes of attributes that are kept of a transaction's last statement */
 };
@@ -26,11 +26,11 @@ struct repeat {
     uint8_t spans[REPEAT_SPANS][8];
 };
 
-/* Space-Saving (Metwally, Agrawal, El Abbadi 2005): the counts of the most frequent keys, each at most `over` too
- * high. A key that is not here was asked for less often than the least of them. */
+/* Space-Saving (Metwally, Agrawal, El Abbadi 2005): the counts of the most frequent keys, each too high by at most a
+ * HOT_KEYSth of the total. A key that is not here was asked for less often than the least of them. */
 struct sketch {
     uint64_t keys[HOT_KEYS]; /* 0: free */
-    uint32_t counts[HOT_KEYS], over[HOT_KEYS];
+    uint32_t counts[HOT_KEYS];
     bool told[HOT_KEYS];
     uint32_t total;
     uint64_t window_ktime;
@@ -178,13 +178,12 @@ static void look_for_hot_key(struct core *core, const struct pending *p, uint64_
         for (unsigned i = 1; i < HOT_KEYS; i++)
             if (s->counts[i] < s->counts[found])
                 found = i;
-        s->over[found] = s->counts[found];
         s->keys[found] = key;
         s->told[found] = false;
     }
     s->total++;
-    uint32_t surely = ++s->counts[found] - s->over[found];
-    if (s->told[found] || s->total < HOT_MIN || surely < s->total / HOT_SHARE)
+    s->counts[found]++;
+    if (s->told[found] || s->total < HOT_MIN || s->counts[found] < s->total / HOT_SHARE)
         return;
     s->told[found] = true;
     tell(core, FINDING_HOT_KEY, p, ktime_ns, span, NULL);

@@ -52,6 +52,7 @@ RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, RECEIVE_QUEUE, SEND_QUEUE = 19, 20, 21, 1, 2
 SERVER, CLIENT = 2, 1
 ALLOWANCE, TAIL = 65536, 16
+TURN_ALLOWANCE = 4 * ALLOWANCE  # of bpf/chunk.bpf.h
 TARGETS_OF_SYSCALLS = [t for name, of in TARGETS.items() if "probe" not in name for t in of]
 Pair = tuple[socket.socket, socket.socket]
 
@@ -365,6 +366,25 @@ def test_after_the_allowance_chunks_come_with_their_framing_and_tail_only(tracer
         assert tracer.of("chunk", OUT)[-1].head == REQUEST, "a message start has a new allowance"
 
 
+def test_of_a_database_a_turn_is_copied_and_of_what_is_longer_the_ends(tracer: Tracer) -> None:
+    """A long answer has no framing in its middle; what is said next, by either side, has a new allowance."""
+    question = b"*2\r\n$4\r\nKEYS\r\n$1\r\n*\r\n"
+    answer = b"x" * 49_000 + b"0123456789" * 100
+    with pair() as (client, server):
+        for turn in range(1, 3):
+            client.send(question)
+            exactly(server, len(question))
+            for _ in range(10):
+                server.sendall(answer)
+                exactly(client, len(answer))
+            conn_id = opened(tracer, server).conn_id
+            chunks = [e for e in tracer.of("chunk") if e.conn_id == conn_id]
+            assert [e.head for e in chunks if e.direction == IN] == [question] * turn
+            sent = [e for e in chunks if e.direction == OUT]
+            assert sum(len(e.head) for e in sent) == turn * TURN_ALLOWANCE
+            assert sum(e.tail == answer[-TAIL:] for e in sent) == turn * 5
+
+
 def test_sendfile_is_counted_and_not_read(tracer: Tracer, tmp_path: Path) -> None:
     file = tmp_path / "body"
     file.write_bytes(b"f" * 50_000)
@@ -605,7 +625,7 @@ def test_middle_of_a_body_is_counted_until_a_message_begins(tracer: Tracer) -> N
 def test_other_protocols_are_counted_without_records(tracer: Tracer) -> None:
     with pair() as (client, server):
         for _ in range(5):
-            client.send(b"*1\r\n$4\r\nPING\r\n")
+            client.send(b"incr counter\r\n")
             server.recv(4096)
     counted = tracer.counted()
     assert (counted["unknown_chunks"], counted["unknown_bytes"]) == (10, 140)
