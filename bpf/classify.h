@@ -57,7 +57,8 @@ static inline __attribute__((always_inline)) enum verdict classify_http1(const u
 
 static inline __attribute__((always_inline)) bool classify_is_word(uint8_t c)
 {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '(' || c == '/' || c == '-' || c == ' ' || c == '\n';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '(' || c == '/' || c == '*' || c == '-' || c == ' ' ||
+           c == '\t' || c == '\r' || c == '\n';
 }
 
 /* PostgreSQL (protocol 3, "Message Formats"): a startup, TLS, GSS or cancel request; or, joined late, a Query that
@@ -92,23 +93,24 @@ static inline __attribute__((always_inline)) enum verdict classify_postgresql(co
     return (bytes[5] == 0 ? classify_is_word(bytes[6]) : bytes[5] > ' ' && bytes[5] < 0x7f) ? VERDICT_YES : VERDICT_NO;
 }
 
-/* MySQL: the greeting of a server (protocol 10) that is all of the call; or, joined late, a command that is, with
- * sequence number 0: a query, a prepare, an execute, a ping. A server may read the header by itself. */
+/* MySQL: the greeting of a server (protocol 10, then its version); or, joined late, a command that is all of the call,
+ * with sequence number 0: a query, a prepare, an execute, a ping. A client may read the header by itself. */
 static inline __attribute__((always_inline)) enum verdict classify_mysql(const uint8_t *bytes, uint32_t n,
                                                                           uint32_t size)
 {
     if (n < 5)
         return n == 4 && (bytes[3] != 0 || (bytes[0] | bytes[1] | bytes[2]) == 0) ? VERDICT_NO : VERDICT_MAYBE;
     uint32_t length = LENGTH_LE24(0);
-    if (bytes[3] != 0 || length + 4 != size)
+    bool greets = bytes[4] == 0x0a;
+    if (bytes[3] != 0 || (greets ? length < 33 || length > 512 || size > length + 4 : length + 4 != size))
         return VERDICT_NO;
     if (bytes[4] == 0x0e)
         return length == 1 ? VERDICT_YES : VERDICT_NO;
     if (n < 7)
         return VERDICT_MAYBE;
-    if (bytes[4] == 0x0a) /* the version follows */
-        return length > 32 && bytes[5] >= '1' && bytes[5] <= '9' && (bytes[6] == '.' || bytes[6] <= '9') ? VERDICT_YES
-                                                                                                         : VERDICT_NO;
+    if (greets)
+        return bytes[5] >= '1' && bytes[5] <= '9' && (bytes[6] == '.' || (bytes[6] >= '0' && bytes[6] <= '9')) ? VERDICT_YES
+                                                                                                              : VERDICT_NO;
     if (bytes[4] == 0x03 && bytes[5] == 0 && bytes[6] == 1) /* query attributes: none, in one set */
         return length > 4 ? VERDICT_YES : VERDICT_NO;
     if (bytes[4] == 0x03 || bytes[4] == 0x16)

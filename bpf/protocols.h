@@ -7,7 +7,8 @@
  * the lengths stand in front, the outcome stands at the end. */
 #define PROTOCOLS(X)    \
     X(HTTP1, http1, 0)  \
-    X(REDIS, redis, 1)
+    X(REDIS, redis, 1)  \
+    X(MYSQL, mysql, 1)
 
 enum protocol_id {
     PROTOCOL_UNDECIDED = 0,

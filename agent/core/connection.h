@@ -52,6 +52,7 @@ struct connection {
     bool assumed : 1;    /* something was not seen: pairs rest on the client's waiting for its answers */
     uint8_t sits_out : 2; /* enum sits_out: requests have no place in the order, though the client waits */
     bool unsure : 1;     /* answers may come to requests that were not seen: no request is paired */
+    uint8_t requests_lost : 5; /* how often the place in the requests was lost; begins again after 31 */
     uint16_t path_size;
     uint8_t path[]; /* of a Unix socket; behind the structure, which has no padding then */
 };

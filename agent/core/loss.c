@@ -10,7 +10,8 @@
  *                       9.3.2)
  *   an answer           is dropped: it may have been answered.  paired, if the client waits
  *                       An answer whose head was read keeps
- *                       its span, without a size
+ *                       its span, without a size, unless its
+ *                       outcome stands at its end (databases)
  *   part of a body of   is not concerned                        is paired
  *   known length
  *
@@ -113,8 +114,12 @@ void loss_finish_unseen(struct core *core, struct connection *c)
 {
     const struct stream *answers = &c->streams[answers_direction(c)];
     struct pending *p = c->first;
-    if (p == NULL || !p->responded || (answers->sync != SYNC_LOST && !answers->told))
+    if (p == NULL || !p->responded || (answers->sync != SYNC_LOST && !answers->told && !p->size_unknown))
         return;
+    if (protocol_of(c)->resync_end) { /* how it went stands where it was not seen */
+        pairing_drop_first(core, c);
+        return;
+    }
     p->size_unknown |= !stream_in_body(answers) || answers->skip == SKIP_TO_END;
     pairing_finish(core, p, OUTCOME_ANSWERED, c->answered_ktime);
 }

@@ -320,6 +320,11 @@ static void drop(struct core *core, struct pending *p)
     pending_free(core, p);
 }
 
+void pairing_drop_first(struct core *core, struct connection *c)
+{
+    drop(core, c->first);
+}
+
 void pairing_drop_all(struct core *core, struct connection *c)
 {
     while (c->first)

@@ -42,6 +42,8 @@ void pairing_response_more(struct core *core, struct pending *p, const struct st
                            const struct builder *attributes);
 /* Makes the span, unless the exchange is silent, and frees the exchange. */
 void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, uint64_t end_ktime);
+/* Frees the oldest without a span: how it ended was not seen. */
+void pairing_drop_first(struct core *core, struct connection *c);
 /* Frees without a span: which answer belongs to which request is not known any more. */
 void pairing_drop_all(struct core *core, struct connection *c);
 /* The same for those of which no answer was seen to begin. */

@@ -155,6 +155,8 @@ void stream_lose(struct core *core, struct connection *c, unsigned direction, en
     kept_drop(core, s);
     if (s->whole)
         demand_mode(core, c, direction, DEMAND_DEFAULT);
+    if (c->kind && sender_of(c, direction) == SENDER_CLIENT)
+        c->requests_lost++;
     s->sync = SYNC_LOST;
     s->lost_as = (uint8_t)as;
     s->skip = 0;
@@ -345,6 +347,7 @@ static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, u
             .path = c->path,
             .path_size = c->path_size,
             .options = &core->config.protocol,
+            .requests_lost = c->requests_lost,
             .from_start = !c->late,
             .session = c->session,
             .statements = core->statements,
@@ -430,7 +433,7 @@ static void found_again(struct feed *f)
     struct pending *p = f->c->first;
     if (is_answer(f) && protocol_of(f->c)->resync_end == NULL) {
         loss_finish_unseen(f->core, f->c);
-    } else if (is_answer(f) && p && p->responded && p->alone) {
+    } else if (is_answer(f) && p && p->responded && p->alone && !f->c->streams[!f->direction].told) {
         s->current = p;
         s->in_message = true;
     }

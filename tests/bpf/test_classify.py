@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.contract import protocol_names
+
 BPF = Path(__file__).parents[2] / "bpf"
 NO, MAYBE, YES = 0, 1, 2
-ENCRYPTED, HTTP1, REDIS = 1, 3, 4
+ENCRYPTED, HTTP1 = 1, 3
+REDIS, MYSQL = (HTTP1 + protocol_names().index(name) for name in ("redis", "mysql"))
 Classify = Callable[[bytes], tuple[int, int]]
 
 HTTP_STARTS = [
@@ -27,6 +30,17 @@ HTTP_STARTS = [
     b"MY_METHOD /x HTTP/1.1",
     b"HTTP/1.1 200 OK\r\n",
     b"HTTP/1.0 404 Not Found\r\n",
+]
+MYSQL_STARTS = [
+    b"\x4a\0\0\0\x0a8.0.36\0" + bytes(64),  # a greeting, then the same in MariaDB's words
+    b"\x68\0\0\0\x0a5.5.5-10.11.6-MariaDB\0" + bytes(80),
+    b"\x60\0\0\0\x0a11.4.2-MariaDB-log\0" + bytes(73),
+    b"\x09\0\0\0\x03SELECT 1",
+    b"\x08\0\0\0\x03/*a*/ 1",
+    b"\x0b\0\0\0\x03\0\1SELECT 1",
+    b"\x09\0\0\0\x16SELECT ?",
+    b"\x0a\0\0\0\x17\1\0\0\0\0\1\0\0\0",
+    b"\1\0\0\0\x0e",
 ]
 TLS_STARTS = [
     bytes.fromhex("16030100f8010000f40303"),  # ClientHello, record version 1.0
@@ -57,6 +71,12 @@ NOTHING_OF_OURS = [
     b"CONNECT \x01 HTTP/1.1",
     b"SSH-2.0-OpenSSH_9.2\r\n",
     b"220 mail.example ESMTP\r\n",
+    b"\x08\0\0\0\x03SELECT 1",  # MySQL: a length that is not that of the call
+    b"\x09\0\0\1\x03SELECT 1",  # not the first of a command
+    b"\x09\0\0\0\x17SELECT 1     ",  # no execution
+    b"\x10\0\0\0\x0a8.0.36\0" + bytes(8),  # too short for a greeting
+    b"\x4a\0\0\0\x0ax.0.36\0" + bytes(64),  # no version
+    b"\0\0\0\0\x0e",
     bytes.fromhex("1503030002020a") + bytes(9),  # TLS alert: no opening record
     bytes.fromhex("16030500f80100") + bytes(9),  # no such version
     bytes.fromhex("160303ffff0100") + bytes(9),  # record too long
@@ -99,6 +119,17 @@ def classify(tmp_path_factory: pytest.TempPathFactory) -> Classify:
 @pytest.mark.parametrize("data", HTTP_STARTS)
 def test_http1_message_starts_are_found(classify: Classify, data: bytes) -> None:
     assert classify(data) == (YES, HTTP1)
+
+
+@pytest.mark.parametrize("data", MYSQL_STARTS)
+def test_mysql_greetings_and_commands_are_found(classify: Classify, data: bytes) -> None:
+    assert classify(data) == (YES, MYSQL)
+    assert classify(data[:4])[0] == MAYBE, "a client may read the header by itself"
+
+
+@pytest.mark.parametrize("data", MYSQL_STARTS[:3])
+def test_no_prefix_of_a_greeting_is_refused(classify: Classify, data: bytes) -> None:
+    assert [classify(data[:n])[0] for n in range(1, 17)] == [MAYBE] * 6 + [YES] * 10
 
 
 @pytest.mark.parametrize("data", REDIS_STARTS)

@@ -56,6 +56,20 @@ def write_conversations(corpus: Path, cases: list[Case]) -> None:
         (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
 
 
+def write_said(corpus: Path, cases: list[Case], recorded: list[str]) -> None:
+    """Seeds of a target that reads both sides: cases with what was said before, recorded conversations."""
+    said = [
+        [*((sender, data) for sender, data, _ in case.before), (case.sender, case.data)] for case in cases
+    ]
+    for chunks in said + [seeds.load(name) for name in recorded]:
+        seed = b"\x02"
+        for sender, data in chunks:
+            for at in range(0, len(data), 0x3FFF):
+                piece = data[at : at + 0x3FFF]
+                seed += (len(piece) | sender << 15).to_bytes(2, "little") + piece
+        (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+
+
 def write_statements(corpus: Path) -> None:
     official = [(False, statement) for statement, _, _ in CONFORMANCE]
     for mysql, statement in official + [(case.dialect == MY, case.statement) for case in DIALECT]:
@@ -86,7 +100,9 @@ def fuzz(name: str, seconds: int) -> int:
     if name in protocol_names():
         sources = [*SOURCES, CORE / "protocols" / f"{name}.c"]
         cases = importlib.import_module(f"tests.protocols.test_{name}").TestContract.cases
-        if seeds.names(name):
+        if name == "mysql":
+            write_said(corpus, cases, seeds.names(name))
+        elif seeds.names(name):
             write_recorded(corpus, name, cases)
         else:
             write_seeds(corpus, cases)
