@@ -10,7 +10,7 @@ BASE_PYTHON ?= $(shell for p in /usr/bin/python3 python3; do \
 RUN_PACKAGES := python3-bpfcc linux-libc-dev python3-venv python3-dev gcc libc6-dev
 DEMO_PACKAGES := nginx-light zlib1g-dev util-linux
 TEST_PACKAGES := nginx-light curl openssl zlib1g-dev clang-14 libclang-rt-14-dev bpftool util-linux iproute2 \
-	podman runc netavark iptables
+	podman runc netavark iptables postgresql mariadb-server redis-server libmariadb-dev
 VM_PACKAGES := qemu-system-x86 kmod busybox-static nginx-light curl util-linux iproute2
 CORE_SOURCES := $(wildcard agent/core/*.c agent/core/*.h agent/core/*.py agent/core/protocols/*.c \
 	bpf/events.h bpf/protocols.h bpf/classify.h exporters/*.c exporters/*.h exporters/build.py agent/layouts.py)

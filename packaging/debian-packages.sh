@@ -27,7 +27,7 @@ if [ "$(id -u)" -ne 0 ]; then
     root=sudo
 fi
 
-# nginx must not start as a service of this machine: the tests start their own.
+# Servers must not start as services of this machine: the tests start their own.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' | $root tee "$policy" >/dev/null

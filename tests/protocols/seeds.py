@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recorded conversations of real clients with real servers: cases for the parsers, corpora for the fuzzers.
+
+    seeds/PROTOCOL/FEATURE[-CONNECTION].bin, made by `python -m tests.protocols.capture`
+
+A file is chunks, in the order in which a relay between the two received them, each as one receive gave it:
+
+    1 byte   sender: 0 client, 1 server
+    4 bytes  length, big endian
+    length   bytes
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent / "seeds"
+_HEAD = struct.Struct(">BI")
+
+Chunk = tuple[int, bytes]
+
+
+def names(protocol: str) -> list[str]:
+    """What `load` takes: "postgres/simple", "postgres/notify-2"..."""
+    return sorted(f"{protocol}/{path.stem}" for path in (FOLDER / protocol).glob("*.bin"))
+
+
+def load(name: str) -> list[Chunk]:
+    """The chunks of a conversation: (sender, bytes)."""
+    data = (FOLDER / f"{name}.bin").read_bytes()
+    chunks, at = [], 0
+    while at < len(data):
+        sender, length = _HEAD.unpack_from(data, at)
+        at += _HEAD.size
+        if sender not in (0, 1) or length == 0 or at + length > len(data):
+            raise ValueError(f"{name}.bin is no seed: chunk {len(chunks)} ends wrong")
+        chunks.append((sender, data[at : at + length]))
+        at += length
+    return chunks
+
+
+def save(name: str, chunks: Iterable[Chunk]) -> Path:
+    path = FOLDER / f"{name}.bin"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(_HEAD.pack(sender, len(data)) + data for sender, data in chunks))
+    return path
