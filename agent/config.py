@@ -123,6 +123,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("core.batch_spans_max", int, 8192, "Spans that one batch may hold; more wait for the next.", minimum=64),
     Option("core.statement_bytes_max", int, 4 * MIB, "Texts of SQL statements kept, and which connection has prepared them; without room a span has no text.", minimum=64 * KIB),
     Option("core.series_max", int, 2000, "Duration series kept at once; others are counted together (otel.metric.overflow).", minimum=16),
+    Option("core.findings_per_second_max", int, 20, "Findings that become log records; more are only counted.", minimum=0, maximum=10000),
     # Protocols.
     Option("http.route", str, "heuristic", "http.route from the path by rule, or never (strict).", choices=("heuristic", "unset")),
     Option("http.routes_max", int, 200, "Distinct routes per process; further paths get no route.", minimum=0),
@@ -132,13 +133,20 @@ OPTIONS: tuple[Option, ...] = (
     Option("http.known_methods", "strs", KNOWN_METHODS, "HTTP methods that are named in spans; others are _OTHER.", env=("OTEL_INSTRUMENTATION_HTTP_KNOWN_METHODS",)),
     Option("database.query_text", str, "parameterized", "db.query.text: never; with every literal replaced; or the same, but statements with placeholders as they are.", choices=("off", "sanitized", "parameterized")),
     Option("database.server_spans", bool, False, "Spans of the database's side too, where its process is traced."),
+    # What is told of statements, as log records and as a metric.
+    Option("findings.slow_ms", float, 100.0, "A statement that takes so long is marked and told; 0: none.", minimum=0),
+    Option("findings.n_plus_one", int, 10, "So many equal reads on behalf of one request, or in a row on a connection, are told; 0: none.", minimum=0),
+    Option("findings.duplicate_reads", int, 5, "The same, with equal values too; 0: none.", minimum=0),
+    Option("findings.idle_in_transaction_s", float, 10.0, "A transaction left alone for so long is told; 0: none.", minimum=0),
+    Option("findings.costly_commands", bool, True, "Redis commands are told whose cost grows with what is stored."),
+    Option("findings.hot_keys", bool, True, "Redis keys are told that a quarter of all commands is about."),
     # Sampling and resource.
     Option("traces.sampler", str, "parentbased_always_on", "Which traces are kept.", env=("OTEL_TRACES_SAMPLER",), choices=("always_on", "always_off", "traceidratio", "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio")),
     Option("traces.sampler_ratio", float, 1.0, "Share of traces kept by the traceidratio samplers.", env=("OTEL_TRACES_SAMPLER_ARG",), minimum=0, maximum=1),
     Option("resource.attributes", str, "", "Attributes added to every resource: k=v,k2=v2; the target's own win."),
     Option("resource.command_args", bool, False, "Add process.command_args, which may hold secrets, to resources."),
     # Export.
-    Option("exporters", "strs", (), "Where spans go: console, jsonl:PATH, otlp, sdk:NAME, none. Default: console, and otlp if an endpoint is set.", flag="--exporter", env=("OTEL_TRACES_EXPORTER",)),
+    Option("exporters", "strs", (), "Where spans and findings go: console, jsonl:PATH, otlp, sdk:NAME, none. Default: console, and otlp if an endpoint is set.", flag="--exporter", env=("OTEL_TRACES_EXPORTER",)),
     Option("export.interval_ms", int, 200, "Spans wait at most this long to fill a request.", minimum=10),
     Option("export.request_spans_max", int, 8192, "Spans in one request at most.", minimum=1),
     Option("export.queue_bytes", int, 16 * MIB, "Encoded bytes that may wait for one exporter; the oldest are dropped and counted.", minimum=64 * KIB),

@@ -12,9 +12,10 @@ import numpy as np
 
 from agent.core._core import ffi, lib
 from agent.layouts import dtype_of
-from agent.spans import keys_of
+from agent.spans import Finding, keys_of
 
 SPAN_ROW = dtype_of(ffi, "struct span_row")
+FINDING_ROW = dtype_of(ffi, "struct finding_row")
 SERIES_ROW = dtype_of(ffi, "struct series_row")
 LEDGER_ROW = dtype_of(ffi, "struct ledger_row")
 LEDGER_CLASSES = (
@@ -31,6 +32,10 @@ assert len(LEDGER_CLASSES) == lib.LEDGER_CLASSES
 GAP_CAUSES = ("lost", "unhooked", "shed", "truncated", "invalid", "overlap")  # enum gap_cause
 assert len(GAP_CAUSES) == lib.GAP_CAUSES
 PROTOCOLS = tuple(ffi.string(lib.protocol_name(number)).decode() for number in range(lib.PROTOCOL_COUNT))
+FINDINGS = tuple(
+    Finding(ffi.string(lib.finding_name(number)).decode(), ffi.string(lib.finding_sentence(number)).decode())
+    for number in range(lib.FINDING_COUNT)
+)
 
 QUERY_TEXT = {
     "off": lib.QUERY_TEXT_OFF,
@@ -49,6 +54,7 @@ class Engine:
         self._core = _new(options)
         self.keys = keys_of(lib, ffi, _captured_keys(options))
         self._spans = ffi.new("struct span_batch *")
+        self._findings = ffi.new("struct finding_batch *")
         self._series = ffi.new("struct series_batch *")
         self._stats = ffi.new("struct core_stats *")
         self._counters = ffi.new("struct kernel_counters *")
@@ -83,6 +89,12 @@ class Engine:
         batch = self._spans
         lib.core_take_spans(self._core, batch)
         return _array(batch.rows, batch.count, SPAN_ROW), _arena(batch)
+
+    def take_findings(self) -> tuple[np.ndarray, memoryview]:
+        """The same of findings."""
+        batch = self._findings
+        lib.core_take_findings(self._core, batch)
+        return _array(batch.rows, batch.count, FINDING_ROW), _arena(batch)
 
     def series(self) -> tuple[np.ndarray, memoryview]:
         """All duration series, cumulative."""
@@ -149,6 +161,13 @@ def _new(options: Mapping[str, Any]) -> Any:
     config.batch_spans_max = options["core.batch_spans_max"]
     config.statement_bytes_max = options["core.statement_bytes_max"]
     config.series_max = options["core.series_max"]
+    config.costly_commands = options["findings.costly_commands"]
+    config.hot_keys = options["findings.hot_keys"]
+    config.n_plus_one_min = options["findings.n_plus_one"]
+    config.duplicate_reads_min = options["findings.duplicate_reads"]
+    config.slow_statement_ns = int(options["findings.slow_ms"] * NS_PER_MS)
+    config.idle_in_transaction_ns = int(options["findings.idle_in_transaction_s"] * NS_PER_S)
+    config.findings_per_second_max = options["core.findings_per_second_max"]
     config.hold_ns = int(options["core.hold_ms"] * NS_PER_MS)
     config.request_timeout_ns = int(options["core.request_timeout_s"] * NS_PER_S)
     config.idle_timeout_ns = int(options["core.idle_timeout_s"] * NS_PER_S)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Duration series of the core -> metrics by the semantic conventions, one list per resource."""
+"""What the core counts of each process -> metrics: durations by the semantic conventions, and findings."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from agent.core._core import lib
-from agent.engine import Engine, metric_bounds
+from agent.engine import FINDINGS, Engine, metric_bounds
 from agent.resources import ResourceTable
 from agent.spans import Metric, Point, Resource, read_attributes
 
@@ -38,13 +39,28 @@ INSTRUMENTS = {
     ),
 }
 BOUNDS = {metric: metric_bounds(metric) for metric in INSTRUMENTS}
+FINDING_COUNTER = Instrument("ebpf_otlp_tracer.findings", "{finding}", "Things found worth telling, by kind.")
+FINDING_NAME = "ebpf_otlp_tracer.finding.name"
 OVERFLOW = {"otel.metric.overflow": True}
 
 
-def duration_metrics(
-    engine: Engine, resources: ResourceTable, own: Resource, clock_offset_ns: int
+def process_metrics(
+    engine: Engine, resources: ResourceTable, own: Resource, clock_offset_ns: int, start_unix_ns: int
 ) -> list[tuple[Resource, list[Metric]]]:
-    """Every series as a histogram point. The series that stands for all others belongs to `own`."""
+    """Everything there is of each process. What stands for all others belongs to `own`."""
+    by_resource: dict[Resource, list[Metric]] = {}
+    for resource, metric in (
+        *_durations(engine, resources, own, clock_offset_ns),
+        *_findings(engine, resources, own, start_unix_ns),
+    ):
+        by_resource.setdefault(resource, []).append(metric)
+    return list(by_resource.items())
+
+
+def _durations(
+    engine: Engine, resources: ResourceTable, own: Resource, clock_offset_ns: int
+) -> Iterator[tuple[Resource, Metric]]:
+    """Every series as a histogram point."""
     rows, arena = engine.series()
     points: dict[tuple[Resource, int], list[Point]] = {}
     for row in rows:
@@ -56,12 +72,23 @@ def duration_metrics(
         points.setdefault((resource, metric), []).append(
             _point(row, {**attributes, **OVERFLOW} if row["overflow"] else attributes, clock_offset_ns)
         )
-    by_resource: dict[Resource, list[Metric]] = {}
     for (resource, metric), of_metric in points.items():
-        by_resource.setdefault(resource, []).append(
-            Metric(*INSTRUMENTS[metric], "histogram", of_metric, BOUNDS[metric])
-        )
-    return list(by_resource.items())
+        yield resource, Metric(*INSTRUMENTS[metric], "histogram", of_metric, BOUNDS[metric])
+
+
+def _findings(
+    engine: Engine, resources: ResourceTable, own: Resource, start_unix_ns: int
+) -> Iterator[tuple[Resource, Metric]]:
+    """Counts by kind, those without a log record too."""
+    rows = engine.ledger()
+    for row in rows[rows["findings"].any(axis=1)]:
+        tgid = int(row["tgid"])
+        points = [
+            Point({FINDING_NAME: finding.name, **(OVERFLOW if tgid == 0 else {})}, start_unix_ns, count)
+            for finding, count in zip(FINDINGS, row["findings"].tolist(), strict=True)
+            if count
+        ]
+        yield resources.of(tgid) if tgid else own, Metric(*FINDING_COUNTER, "sum", points)
 
 
 def _point(

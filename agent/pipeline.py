@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""READ THIS FIRST. The data path, in order: kernel events in, exported spans and metrics out.
+"""READ THIS FIRST. The data path, in order: kernel events in, exported spans, findings and metrics out.
 
     ring buffer     bpf/events.h -> agent/core/core.c       Engine.poll: no Python per event
     connection, stream, message, span                       agent/core/*.c
@@ -33,14 +33,14 @@ import exporters
 from agent import __version__, messages, sandbox
 from agent.clock import Clock
 from agent.core._core import lib
-from agent.engine import PROTOCOLS, Engine
+from agent.engine import FINDINGS, PROTOCOLS, Engine
 from agent.errors import AgentError
 from agent.log import Log, capture_logging, write_stderr
-from agent.metrics import duration_metrics
+from agent.metrics import process_metrics
 from agent.own_process import OwnProcess
 from agent.resources import ResourceTable, agent_resource
 from agent.self_metrics import Ledger, Sample, all_samples, otlp_metrics, prometheus_text
-from agent.spans import MetricBatch, SpanBatch
+from agent.spans import LogBatch, MetricBatch, Resource, SpanBatch
 from agent.status import AGENT, StatusServer
 from agent.summary import figures, summary
 
@@ -115,7 +115,7 @@ class Pipeline:
         """One turn: events to spans, spans to exporters, and what is due by the clock."""
         self._counts["polls"] += 1
         self.engine.poll(time.monotonic_ns())
-        if (now >= self._next_spans or self.engine.waiting_bytes) and self.export_spans():
+        if (now >= self._next_spans or self.engine.waiting_bytes) and self.export_batches():
             self._next_spans = now + self._export_s
         if now >= self._next_tick:
             self._next_tick = now + TICK_S
@@ -131,13 +131,16 @@ class Pipeline:
             ledger = self.ledger.totals(self.engine.ledger())
             self._channel.offer("stats", spans=self._spans_so_far(), ledger=ledger)
 
+    def export_batches(self) -> int:
+        """What the core has finished. Returns how many rows it was."""
+        return self.export_spans() + self.export_findings()
+
     def export_spans(self) -> int:
         """Takes the finished spans, says whose they are, hands them on. Returns how many."""
         rows, arena = self.engine.take_spans()
         if len(rows) == 0:
             return 0
-        self._await_records(rows["tgid"])
-        resources, index = self.resources.of_rows(rows["tgid"])
+        resources, index = self._owners(rows["tgid"])
         batch = SpanBatch(rows, arena, resources, index, self.clock.offset_ns(), self.engine.keys)
         for resource, count in zip(resources, np.bincount(index).tolist(), strict=True):
             self.spans[resource.service_name] = self.spans.get(resource.service_name, 0) + count
@@ -145,6 +148,22 @@ class Pipeline:
             exporter.export_spans(batch)
         self._counts["batches"] += 1
         return len(rows)
+
+    def export_findings(self) -> int:
+        """The same for findings, which leave as log records."""
+        rows, arena = self.engine.take_findings()
+        if len(rows) == 0:
+            return 0
+        owners, offset_ns = self._owners(rows["tgid"]), self.clock.offset_ns()
+        batch = LogBatch(rows, arena, *owners, offset_ns, self.engine.keys, time.time_ns(), FINDINGS)
+        for exporter in self.exporters:
+            exporter.export_logs(batch)
+        return len(rows)
+
+    def _owners(self, tgids: np.ndarray) -> tuple[list[Resource], np.ndarray]:
+        """The resources of these rows, and which row has which."""
+        self._await_records(tgids)
+        return self.resources.of_rows(tgids)
 
     def _await_records(self, tgids: np.ndarray) -> None:
         """The kernel side follows a child, or who listens on a port, by itself: the first request may be
@@ -158,7 +177,8 @@ class Pipeline:
     def export_metrics(self) -> None:
         """Every series and the agent's own figures; then forgets processes that ended."""
         batch = MetricBatch(time.time_ns())
-        batch.metrics = duration_metrics(self.engine, self.resources, self.own, self.clock.offset_ns())
+        offset_ns = self.clock.offset_ns()
+        batch.metrics = process_metrics(self.engine, self.resources, self.own, offset_ns, self._start_unix_ns)
         if self._options["self.telemetry"]:
             batch.metrics.append((self.own, otlp_metrics(self.samples(), self._start_unix_ns)))
         for exporter in self.exporters:
@@ -197,7 +217,7 @@ class Pipeline:
         deadline = time.monotonic() + timeout_s
         for _ in range(DRAIN_ROUNDS_MAX):
             events = self.engine.poll(time.monotonic_ns(), drain=True)
-            if not self.export_spans() and not events:
+            if not self.export_batches() and not events:
                 break
         self.export_metrics()
         for exporter in self.exporters:

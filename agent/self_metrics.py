@@ -104,6 +104,8 @@ FIGURES: tuple[Figure, ...] = (
     Figure(OWN + "core.links.traceparent", "{link}", "sum", "Parents read off the wire.", "core.links_traceparent"),
     Figure(OWN + "core.links.ambiguous", "{link}", "sum", "Two or more candidates, so no parent.", "core.links_ambiguous"),
     Figure(OWN + "core.series.overflow", "{span}", "sum", "Spans counted in the overflow series: core.series_max.", "core.series_overflow"),
+    Figure(OWN + "core.findings", "{finding}", "sum", "Things found worth telling; by process and kind they are ebpf_otlp_tracer.findings.", "core.findings"),
+    Figure(OWN + "core.findings.left_out", "{finding}", "sum", "Of these, without a log record: core.findings_per_second_max, or nobody took them.", "core.findings_left_out"),
     Figure(OWN + "core.memory", "By", "updown", "Memory of the core now.", "core.memory_bytes"),
     # The two processes.
     Figure(OWN + "process.cpu.time", "s", "sum", "CPU time, by process of the agent.", "process.cpu_s"),
@@ -120,6 +122,7 @@ FIGURES: tuple[Figure, ...] = (
     # Exporters, by the names of the semantic conventions where there are any.
     Figure("otel.sdk.exporter.span.exported", "{span}", "sum", "Spans that left, and with error.type those that did not.", "exporter.spans"),
     Figure("otel.sdk.exporter.metric_data_point.exported", "{data_point}", "sum", "The same for metric points.", "exporter.points"),
+    Figure("otel.sdk.exporter.log.exported", "{log_record}", "sum", "The same for log records.", "exporter.logs"),
     Figure(OWN + "exporter.queue.size", "By", "updown", "Encoded bytes that wait.", "exporter.queue_bytes"),
     Figure(OWN + "exporter.requests", "{request}", "sum", "Requests that were made.", "exporter.requests"),
     Figure(OWN + "exporter.failures", "{request}", "sum", "Requests or writes that failed; they may have been tried again.", "exporter.failures"),
@@ -129,6 +132,7 @@ FIGURES: tuple[Figure, ...] = (
 BY_SOURCE = {figure.source: figure for figure in FIGURES}
 
 COMPONENT_TYPES = {"otlp": "otlp_http_span_exporter"}  # others: our own words, as the conventions allow
+NOUNS = ("spans", "points", "logs")  # what exporters count
 UNIT_WORDS = {"By": "bytes", "s": "seconds"}
 
 
@@ -279,9 +283,9 @@ def exporter_samples(exporters: Iterable[Exporter]) -> Iterator[Sample]:
         for key, value in exporter.stats().items():
             outcome, _, rest = key.partition("_")
             noun, _, reason = rest.partition("_")
-            if outcome == "sent" and noun in ("spans", "points"):
+            if outcome == "sent" and noun in NOUNS:
                 yield Sample(BY_SOURCE[f"exporter.{noun}"], labels, value)
-            elif outcome == "dropped" and noun in ("spans", "points"):
+            elif outcome == "dropped" and noun in NOUNS:
                 yield Sample(BY_SOURCE[f"exporter.{noun}"], {**labels, "error.type": reason}, value)
             elif f"exporter.{key}" in BY_SOURCE:
                 yield Sample(BY_SOURCE[f"exporter.{key}"], labels, value)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stages after the core speak: a batch of spans, a snapshot of series, and their resources."""
+"""What the stages after the core speak: batches of spans and findings, metrics, and their resources."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,10 +61,10 @@ class Resource:
 
 
 @dataclass
-class SpanBatch:
-    """n spans, n >= 1: one structured array and one arena, valid until the core is polled again.
+class RowBatch:
+    """n rows, n >= 1: one structured array and one arena, valid until the core is polled again.
 
-    rows: `struct span_row` (agent/core/span.h), shape (n,).
+    rows: as the class below says (agent/core/span.h), shape (n,).
     arena: the bytes that the rows' offsets point into.
     resource: int32 (n,), index into `resources`.
     clock_offset_ns: Unix ns = ktime ns + clock_offset_ns.
@@ -81,16 +81,43 @@ class SpanBatch:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def name(self, i: int) -> str:
-        row = self.rows[i]
-        start = int(row["name_offset"])
-        return bytes(self.arena[start : start + int(row["name_size"])]).decode()
-
     def attributes(self, i: int) -> dict[str, AttributeValue]:
         row = self.rows[i]
         return dict(
             read_attributes(self.arena, int(row["attributes_offset"]), int(row["attributes_size"]), self.keys)
         )
+
+
+@dataclass
+class SpanBatch(RowBatch):
+    """Spans. rows: `struct span_row`."""
+
+    def name(self, i: int) -> str:
+        row = self.rows[i]
+        start = int(row["name_offset"])
+        return bytes(self.arena[start : start + int(row["name_size"])]).decode()
+
+
+class Finding(NamedTuple):
+    """A kind of finding (FINDINGS in agent/core/span.h). sentence: the body of its log records."""
+
+    name: str
+    sentence: str
+
+
+@dataclass
+class LogBatch(RowBatch):
+    """Findings, which leave as log records. rows: `struct finding_row`.
+
+    observed_unix_ns: when they were taken from the core.
+    findings: by number.
+    """
+
+    observed_unix_ns: int
+    findings: Sequence[Finding]
+
+    def finding(self, i: int) -> Finding:
+        return self.findings[int(self.rows[i]["finding"])]
 
 
 @dataclass(frozen=True)

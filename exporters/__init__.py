@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where spans go: what an exporter is, and how the named ones are made, in two phases.
+"""Where spans, metrics and findings go: what an exporter is, and how the named ones are made, in two phases.
 
     parent, privileged      prepared = prepare(names, options, environ, version)
                               reads certificates, opens files, checks every setting
@@ -22,7 +22,7 @@ from difflib import get_close_matches
 from typing import Any, Protocol
 
 from agent.errors import ConfigError
-from agent.spans import MetricBatch, SpanBatch
+from agent.spans import LogBatch, MetricBatch, SpanBatch
 
 NAMES = ("console", "jsonl:PATH", "otlp", "sdk:NAME", "none")
 
@@ -34,8 +34,11 @@ class Exporter(Protocol):
         """Takes what it needs of the batch, whose memory is invalid afterwards. Never blocks: what cannot be
         kept is dropped and counted."""
 
+    def export_logs(self, batch: LogBatch) -> None:
+        """The same for findings, as log records; exporters of spans alone ignore them."""
+
     def export_metrics(self, batch: MetricBatch) -> None:
-        """The same for metrics; exporters of spans alone ignore them."""
+        """The same for metrics."""
 
     def tick(self, now: float) -> None:
         """Time passes: to be called about four times a second, with time.monotonic()."""
@@ -48,7 +51,7 @@ class Exporter(Protocol):
         """Gives up what is left, counted. Nothing is exported afterwards."""
 
     def stats(self) -> dict[str, int]:
-        """sent_spans, dropped_spans_<reason>, queue_bytes and so on; all but queue_* only grow."""
+        """sent_spans, sent_logs, dropped_spans_<reason>, queue_bytes and so on; all but queue_* only grow."""
         ...
 
 
@@ -117,10 +120,14 @@ def _prepare_console(
 def _prepare_jsonl(
     argument: str, options: Mapping[str, Any], environ: Mapping[str, str], fds: list[int]
 ) -> dict[str, Any]:
-    from exporters.jsonl import open_file
+    from exporters.jsonl import logs_path, open_file
 
     fds.append(open_file(argument))
-    return {"fd": len(fds) - 1, "path": argument, "spans_max": options["export.request_spans_max"]}
+    settings = {"fd": len(fds) - 1, "path": argument, "rows_max": options["export.request_spans_max"]}
+    logs = logs_path(argument, fds[-1])
+    if logs:
+        fds.append(open_file(logs))
+    return {**settings, "logs_fd": len(fds) - 1 if logs else None, "logs_path": logs}
 
 
 def _prepare_otlp(
@@ -143,7 +150,7 @@ def _prepare_otlp(
     return {
         "otlp": settings.to_plain(),
         "client_fds": client_fds,
-        "spans_max": options["export.request_spans_max"],
+        "rows_max": options["export.request_spans_max"],
         "queue_bytes": options["export.queue_bytes"],
     }
 
@@ -166,7 +173,10 @@ def _open_console(settings: dict[str, Any], fds: Sequence[int]) -> Exporter:
 def _open_jsonl(settings: dict[str, Any], fds: Sequence[int]) -> Exporter:
     from exporters.jsonl import JsonlExporter
 
-    return JsonlExporter(fds[settings["fd"]], settings["path"], settings["version"], settings["spans_max"])
+    logs = None if settings["logs_fd"] is None else (fds[settings["logs_fd"]], settings["logs_path"])
+    return JsonlExporter(
+        fds[settings["fd"]], settings["path"], settings["version"], settings["rows_max"], logs
+    )
 
 
 def _open_otlp(settings: dict[str, Any], fds: Sequence[int]) -> Exporter:
@@ -177,7 +187,7 @@ def _open_otlp(settings: dict[str, Any], fds: Sequence[int]) -> Exporter:
     client_fds = {name: fds[number] for name, number in settings["client_fds"].items()}
     try:
         exporter = OtlpHttpExporter(
-            otlp, settings["version"], settings["spans_max"], settings["queue_bytes"], client_fds=client_fds
+            otlp, settings["version"], settings["rows_max"], settings["queue_bytes"], client_fds=client_fds
         )
     finally:
         for fd in client_fds.values():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds `exporters._encode`, the C encoder of spans (cffi, API mode).
+"""Builds `exporters._encode`, the C encoder of rows (cffi, API mode).
 
 setup.py lists it as "exporters/build.py:ffi"; by hand: python exporters/build.py
 """

@@ -2,7 +2,7 @@
 """Encoded requests of one signal that wait to be sent: bounded by bytes, the oldest goes first.
 
 A newer span says more about a system in trouble than an older one, and an agent must not grow while a
-receiver is away. What is dropped is counted by reason, in items (spans or points) and bytes.
+receiver is away. What is dropped is counted by reason, in items (spans, points, log records) and bytes.
 
 Not locked: the sender's lock guards it.
 """

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Traces as trees on a terminal, one line per span.
+"""Traces as trees on a terminal, one line per span, and findings, one line each.
 
     14:03:07.512   1.84ms  nginx            ◀ GET /users/{id}     200  10.0.0.7:51514  /users/42
     14:03:07.512   1.71ms  └─ nginx         ▶ GET                 200  127.0.0.1:8000  /users/42
     14:03:07.513   1.20ms     └─ shop       ◀ GET /users/{id}     200  127.0.0.1:39170 /users/42
+    14:03:07.514     WARN  shop             ! slow_statement  A statement was slow.  db.system.name=mysql
 
 ◀ a request that came in (server), ▶ one that went out (client). A trace's spans arrive children first:
 they are held until its root is there or HOLD_S is over, then printed together. This is a view for people:
-above SPANS_PER_S whole traces are left out, and their number is said.
+above SPANS_PER_S whole traces are left out, and their number is said. A finding (!) is printed as it comes.
 
 Text comes from strangers. It is valid UTF-8, and everything that is not printable (control, escape,
 bidirectional and other format characters) is replaced before it reaches the terminal.
@@ -25,7 +26,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from agent.spans import AttributeValue, MetricBatch, SpanBatch
+from agent.spans import AttributeValue, LogBatch, MetricBatch, SpanBatch
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,15 @@ RESET, DIM, BOLD = "\x1b[0m", "\x1b[2m", "\x1b[1m"
 RED, GREEN, YELLOW, CYAN, MAGENTA, BLUE = (f"\x1b[{code}m" for code in (31, 32, 33, 36, 35, 34))
 SERVICE_COLORS = (CYAN, MAGENTA, BLUE, *(f"\x1b[{code}m" for code in (96, 95, 94)))
 SLOW_NS = 1_000_000_000
+# Of OTLP's severity numbers, four to a name.
+SEVERITIES = (
+    ("TRACE", DIM),
+    ("DEBUG", DIM),
+    ("INFO", GREEN),
+    ("WARN", YELLOW),
+    ("ERROR", RED),
+    ("FATAL", RED),
+)
 
 _NO_PARENT = bytes(8)
 
@@ -201,6 +211,7 @@ class ConsoleExporter:
         self._broken = False
         self._told = 0.0
         self._sent = self._dropped = self._sampled_out = 0
+        self._sent_logs = self._dropped_logs = 0
 
     def export_spans(self, batch: SpanBatch) -> None:
         now = self._clock()
@@ -210,6 +221,13 @@ class ConsoleExporter:
         for i, is_root in zip(chosen.tolist(), roots.tolist(), strict=True):
             self._hold(bytes(batch.rows[i]["trace_id"]), _line(batch, i, is_root), now)
         self.tick(now)
+
+    def export_logs(self, batch: LogBatch) -> None:
+        for i in range(len(batch)):
+            shown = self._write(self._format_finding(batch, i))
+            self._sent_logs += shown
+            self._dropped_logs += not shown
+        self._drain()
 
     def export_metrics(self, batch: MetricBatch) -> None:
         """Not shown."""
@@ -236,6 +254,8 @@ class ConsoleExporter:
             "sent_spans": self._sent,
             "dropped_spans_not_read": self._dropped,
             "dropped_spans_sampled": self._sampled_out,
+            "sent_logs": self._sent_logs,
+            "dropped_logs_not_read": self._dropped_logs,
             "queue_spans": held,
             "queue_bytes": len(self._buffer),
         }
@@ -260,7 +280,9 @@ class ConsoleExporter:
             printed, waiting = _tree(trace.lines, overdue)
             columns = self._columns(printed)
             for prefix, line in printed:
-                self._sent += self._write(self._format(prefix, line, columns))
+                shown = self._write(self._format(prefix, line, columns))
+                self._sent += shown
+                self._dropped += not shown
             if trace.left_out:
                 self._write(self._paint(f"{'':23}… {trace.left_out:,} more spans of this trace", DIM))
             if waiting:  # for another root of the same trace
@@ -310,6 +332,24 @@ class ConsoleExporter:
         text = "  ".join(cells)
         return text if self._color else text.rstrip()
 
+    def _format_finding(self, batch: LogBatch, i: int) -> str:
+        row, finding = batch.rows[i], batch.finding(i)
+        severity, color = SEVERITIES[(int(row["severity"]) - 1) // 4] if row["severity"] else ("", "")
+        attributes = batch.attributes(i).items()
+        # Lists are ids of spans, which no line of a trace shows.
+        values = [f"{key}={value}" for key, value in attributes if not isinstance(value, list)]
+        cells = [
+            self._paint(time_text(int(row["ktime_ns"]) + batch.clock_offset_ns), DIM),
+            self._paint(f"{severity:>7}", color),
+            pad(clean(batch.resources[int(batch.resource[i])].service_name), self._seen.tree),
+            self._paint("! " + finding.name, BOLD),
+        ]
+        rest, terminal = clean("  ".join([finding.sentence, *values])), self._terminal_width()
+        if terminal is not None:
+            used = 12 + 2 + 7 + 2 + self._seen.tree + 2 + 2 + width_of(finding.name) + 2
+            rest = fit(rest, max(PATH_WIDTH_MIN, terminal - used))
+        return "  ".join([*cells, rest])
+
     def _paint(self, text: str, color: str) -> str:
         return f"{color}{text}{RESET}" if color and text and self._color else text
 
@@ -322,10 +362,9 @@ class ConsoleExporter:
             return None
 
     def _write(self, line: str) -> bool:
-        """False: nobody reads, and the line is dropped."""
+        """False: nobody reads, and the line is lost."""
         data = line.encode("utf-8", "replace") + b"\n"
         if len(self._buffer) + len(data) > BUFFER_BYTES_MAX or self._broken:
-            self._dropped += 1
             return False
         self._buffer += data
         return True

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Spans -> OTLP (opentelemetry-proto 1.10, trace.proto and common.proto), protobuf and JSON.
+/* Spans and findings -> OTLP (opentelemetry-proto 1.10: trace, logs, common), protobuf and JSON.
  *
  *   ScopeSpans.spans  12 <size>                      Span.attributes  4A <size>
  *     trace_id        0A 10 <16 bytes>                 KeyValue.key     0A <size> <key>    made once per key
@@ -11,6 +11,13 @@
  *     start, end      39, 41 <8 bytes>                   array_value      2A <size>
  *     attributes      4A ...                               values           0A <size> <AnyValue>
  *     status          7A 02 18 02                    flags           85 01 <4 bytes>
+ *
+ *   ScopeLogs.log_records  12 <size>
+ *     time            09 <8 bytes>                     attributes      32 ...
+ *     severity_number 10 <varint>                      flags           45 <4 bytes>
+ *     severity_text   1A <size> <text>                 trace_id        4A 10 <16 bytes>
+ *     body            2A <size> 0A <size> <text>       span_id         52 08 <8 bytes>
+ *     observed_time   59 <8 bytes>                     event_name      62 <size> <text>
  *
  * Fields are in the order of their numbers, so the bytes equal protobuf's own deterministic output.
  * JSON: https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding (ids in hex, enums as numbers,
@@ -50,11 +57,11 @@ struct item {
     struct text value;
 };
 
-static bool slice(const struct spans *spans, uint32_t offset, uint32_t size, struct text *out)
+static bool slice(const struct rows *rows, uint32_t offset, uint32_t size, struct text *out)
 {
-    out->at = spans->arena + offset;
+    out->at = rows->arena + offset;
     out->size = size;
-    return offset <= spans->arena_size && size <= spans->arena_size - offset;
+    return offset <= rows->arena_size && size <= rows->arena_size - offset;
 }
 
 /* Takes the next element off a list of texts. False: the list is broken. */
@@ -102,10 +109,65 @@ static uint32_t flags_of(const struct span_row *row)
     return row->trace_flags | FLAGS_HAS_IS_REMOTE | (row->remote_parent ? FLAGS_IS_REMOTE : 0);
 }
 
+static bool any_bit(const uint8_t *id, size_t size)
+{
+    static const uint8_t none[16];
+    return memcmp(id, none, size) != 0;
+}
+
 static bool has_parent(const struct span_row *row)
 {
-    static const uint8_t none[sizeof row->parent_id];
-    return memcmp(row->parent_id, none, sizeof none) != 0;
+    return any_bit(row->parent_id, sizeof row->parent_id);
+}
+
+static uint64_t unix_ns(const struct rows *rows, uint64_t ktime_ns)
+{
+    return ktime_ns + (uint64_t)rows->clock_offset_ns;
+}
+
+/* What a row of a finding says. has_trace, has_span: which ids it names; a span without its trace is none. */
+struct event {
+    struct text severity, name, body, list;
+    bool has_trace, has_span;
+};
+
+#define TEXT(literal) {(const uint8_t *)(literal), sizeof(literal) - 1}
+
+#define EVENT_PREFIX "ebpf_otlp_tracer.finding."
+
+static const struct text event_names[FINDING_COUNT] = {
+#define EVENT_NAME(identifier, name, sentence) [FINDING_##identifier] = TEXT(EVENT_PREFIX name),
+    FINDINGS(EVENT_NAME)
+#undef EVENT_NAME
+};
+
+static const struct text event_bodies[FINDING_COUNT] = {
+#define EVENT_BODY(identifier, name, sentence) [FINDING_##identifier] = TEXT(sentence),
+    FINDINGS(EVENT_BODY)
+#undef EVENT_BODY
+};
+
+/* By SeverityNumber: https://opentelemetry.io/docs/specs/otel/logs/data-model/#displaying-severity */
+static const struct text severities[] = {
+    TEXT(""),      TEXT("TRACE"), TEXT("TRACE2"), TEXT("TRACE3"), TEXT("TRACE4"),
+    TEXT("DEBUG"), TEXT("DEBUG2"), TEXT("DEBUG3"), TEXT("DEBUG4"),
+    TEXT("INFO"),  TEXT("INFO2"), TEXT("INFO3"),  TEXT("INFO4"),
+    TEXT("WARN"),  TEXT("WARN2"), TEXT("WARN3"),  TEXT("WARN4"),
+    TEXT("ERROR"), TEXT("ERROR2"), TEXT("ERROR3"), TEXT("ERROR4"),
+    TEXT("FATAL"), TEXT("FATAL2"), TEXT("FATAL3"), TEXT("FATAL4"),
+};
+
+/* False: the row is broken. */
+static bool read_event(const struct rows *rows, const struct finding_row *row, struct event *out)
+{
+    if (row->finding >= FINDING_COUNT || row->severity >= sizeof severities / sizeof *severities)
+        return false;
+    out->severity = severities[row->severity];
+    out->name = event_names[row->finding];
+    out->body = event_bodies[row->finding];
+    out->has_trace = any_bit(row->trace_id, sizeof row->trace_id);
+    out->has_span = out->has_trace && any_bit(row->span_id, sizeof row->span_id);
+    return slice(rows, row->attributes_offset, row->attributes_size, &out->list);
 }
 
 /* ---- protobuf ------------------------------------------------------------------------------------ */
@@ -155,19 +217,10 @@ static uint64_t value_size(const struct item *item)
     }
 }
 
-/* Bytes inside the span's length prefix, or BROKEN. */
-static uint64_t protobuf_size(const struct encoder *encoder, const struct spans *spans, const struct span_row *row)
+/* Bytes of the attributes' fields, or BROKEN. */
+static uint64_t attributes_size(const struct encoder *encoder, struct text list)
 {
-    struct text name, state, list;
-    if (!slice(spans, row->name_offset, row->name_size, &name) ||
-        !slice(spans, row->tracestate_offset, row->tracestate_size, &state) ||
-        !slice(spans, row->attributes_offset, row->attributes_size, &list))
-        return BROKEN;
-    uint64_t size = 18 + 10 + 2 + 9 + 9 + 6; /* ids, kind, times, flags */
-    size += has_parent(row) ? 10 : 0;
-    size += state.size ? field_size(state.size) : 0;
-    size += name.size ? field_size(name.size) : 0;
-    size += row->status ? 4 : 0;
+    uint64_t size = 0;
     while (list.size) {
         struct item item;
         if (!next_item(encoder, &list, &item))
@@ -177,6 +230,43 @@ static uint64_t protobuf_size(const struct encoder *encoder, const struct spans 
             return BROKEN;
         size += field_size(item.key->protobuf_size + field_size(value));
     }
+    return size;
+}
+
+/* Bytes inside the length prefix, or BROKEN. */
+static uint64_t protobuf_span_size(const struct encoder *encoder, const struct rows *rows,
+                                   const struct span_row *row)
+{
+    struct text name, state, list;
+    if (!slice(rows, row->name_offset, row->name_size, &name) ||
+        !slice(rows, row->tracestate_offset, row->tracestate_size, &state) ||
+        !slice(rows, row->attributes_offset, row->attributes_size, &list))
+        return BROKEN;
+    uint64_t attributes = attributes_size(encoder, list);
+    if (attributes == BROKEN)
+        return BROKEN;
+    uint64_t size = 18 + 10 + 2 + 9 + 9 + 6 + attributes; /* ids, kind, times, flags */
+    size += has_parent(row) ? 10 : 0;
+    size += state.size ? field_size(state.size) : 0;
+    size += name.size ? field_size(name.size) : 0;
+    size += row->status ? 4 : 0;
+    return size;
+}
+
+static uint64_t protobuf_log_size(const struct encoder *encoder, const struct rows *rows,
+                                  const struct finding_row *row)
+{
+    struct event event;
+    if (!read_event(rows, row, &event))
+        return BROKEN;
+    uint64_t attributes = attributes_size(encoder, event.list);
+    if (attributes == BROKEN)
+        return BROKEN;
+    uint64_t size = 9 + 9 + attributes; /* times */
+    size += row->severity ? 2 + field_size(event.severity.size) : 0;
+    size += field_size(field_size(event.body.size)) + field_size(event.name.size);
+    size += row->trace_flags ? 5 : 0;
+    size += (event.has_trace ? 18 : 0) + (event.has_span ? 10 : 0);
     return size;
 }
 
@@ -234,13 +324,31 @@ static uint8_t *put_value(uint8_t *out, const struct item *item)
     }
 }
 
-static void protobuf_write(const struct encoder *encoder, const struct spans *spans, const struct span_row *row,
-                           uint64_t body_size, uint8_t *out)
+static uint8_t *put_u32(uint8_t *out, uint32_t v)
+{
+    return put_bytes(out, &v, sizeof v);
+}
+
+static uint8_t *put_attributes(uint8_t *out, uint8_t tag, const struct encoder *encoder, struct text list)
+{
+    struct item item;
+    while (list.size && next_item(encoder, &list, &item)) {
+        uint64_t value = value_size(&item);
+        out = put_head(out, tag, item.key->protobuf_size + field_size(value));
+        out = put_bytes(out, encoder->text + item.key->protobuf, item.key->protobuf_size);
+        out = put_head(out, 0x12, value);
+        out = put_value(out, &item);
+    }
+    return out;
+}
+
+static void protobuf_span(const struct encoder *encoder, const struct rows *rows, const struct span_row *row,
+                          uint64_t body_size, uint8_t *out)
 {
     struct text name, state, list;
-    slice(spans, row->name_offset, row->name_size, &name);
-    slice(spans, row->tracestate_offset, row->tracestate_size, &state);
-    slice(spans, row->attributes_offset, row->attributes_size, &list);
+    slice(rows, row->name_offset, row->name_size, &name);
+    slice(rows, row->tracestate_offset, row->tracestate_size, &state);
+    slice(rows, row->attributes_offset, row->attributes_size, &list);
     out = put_head(out, 0x12, body_size);
     out = put_field(out, 0x0A, (struct text){row->trace_id, sizeof row->trace_id});
     out = put_field(out, 0x12, (struct text){row->span_id, sizeof row->span_id});
@@ -251,23 +359,41 @@ static void protobuf_write(const struct encoder *encoder, const struct spans *sp
     if (name.size)
         out = put_field(out, 0x2A, name);
     out = put_head(out, 0x30, row->kind & 0x7F);
-    out = put_u64(out, 0x39, row->start_ktime_ns + (uint64_t)spans->clock_offset_ns);
-    out = put_u64(out, 0x41, row->end_ktime_ns + (uint64_t)spans->clock_offset_ns);
-    struct item item;
-    while (list.size && next_item(encoder, &list, &item)) {
-        uint64_t value = value_size(&item);
-        out = put_head(out, 0x4A, item.key->protobuf_size + field_size(value));
-        out = put_bytes(out, encoder->text + item.key->protobuf, item.key->protobuf_size);
-        out = put_head(out, 0x12, value);
-        out = put_value(out, &item);
-    }
+    out = put_u64(out, 0x39, unix_ns(rows, row->start_ktime_ns));
+    out = put_u64(out, 0x41, unix_ns(rows, row->end_ktime_ns));
+    out = put_attributes(out, 0x4A, encoder, list);
     if (row->status) {
         out = put_head(out, 0x7A, 2);
         out = put_head(out, 0x18, row->status & 0x7F);
     }
-    uint32_t flags = flags_of(row);
     out = put_bytes(out, "\x85\x01", 2);
-    put_bytes(out, &flags, sizeof flags);
+    put_u32(out, flags_of(row));
+}
+
+static void protobuf_log(const struct encoder *encoder, const struct rows *rows,
+                         const struct finding_row *row, uint64_t body_size, uint8_t *out)
+{
+    struct event event;
+    read_event(rows, row, &event);
+    out = put_head(out, 0x12, body_size);
+    out = put_u64(out, 0x09, unix_ns(rows, row->ktime_ns));
+    if (row->severity) {
+        out = put_head(out, 0x10, row->severity);
+        out = put_field(out, 0x1A, event.severity);
+    }
+    out = put_head(out, 0x2A, field_size(event.body.size));
+    out = put_field(out, 0x0A, event.body);
+    out = put_attributes(out, 0x32, encoder, event.list);
+    if (row->trace_flags) {
+        *out++ = 0x45;
+        out = put_u32(out, row->trace_flags);
+    }
+    if (event.has_trace)
+        out = put_field(out, 0x4A, (struct text){row->trace_id, sizeof row->trace_id});
+    if (event.has_span)
+        out = put_field(out, 0x52, (struct text){row->span_id, sizeof row->span_id});
+    out = put_u64(out, 0x59, rows->observed_unix_ns);
+    put_field(out, 0x62, event.name);
 }
 
 /* ---- JSON ---------------------------------------------------------------------------------------- */
@@ -396,14 +522,30 @@ static bool json_value(struct sink *sink, const struct item *item)
     return true;
 }
 
+static bool json_attributes(struct sink *sink, const struct encoder *encoder, struct text list)
+{
+    PUT(sink, "\"attributes\":[");
+    while (list.size) {
+        struct item item;
+        if (!next_item(encoder, &list, &item))
+            return false;
+        put(sink, encoder->text + item.key->json, item.key->json_size);
+        if (!json_value(sink, &item))
+            return false;
+        put(sink, "},", list.size ? 2 : 1);
+    }
+    PUT(sink, "]");
+    return true;
+}
+
 /* False: the row is broken. */
-static bool json_span(const struct encoder *encoder, const struct spans *spans, const struct span_row *row,
+static bool json_span(const struct encoder *encoder, const struct rows *rows, const struct span_row *row,
                       struct sink *sink)
 {
     struct text name, state, list;
-    if (!slice(spans, row->name_offset, row->name_size, &name) ||
-        !slice(spans, row->tracestate_offset, row->tracestate_size, &state) ||
-        !slice(spans, row->attributes_offset, row->attributes_size, &list))
+    if (!slice(rows, row->name_offset, row->name_size, &name) ||
+        !slice(rows, row->tracestate_offset, row->tracestate_size, &state) ||
+        !slice(rows, row->attributes_offset, row->attributes_size, &list))
         return false;
     PUT(sink, "{\"traceId\":\"");
     put_hex(sink, row->trace_id, sizeof row->trace_id);
@@ -426,20 +568,12 @@ static bool json_span(const struct encoder *encoder, const struct spans *spans, 
     PUT(sink, ",\"kind\":");
     put_decimal(sink, row->kind, false);
     PUT(sink, ",\"startTimeUnixNano\":\"");
-    put_decimal(sink, row->start_ktime_ns + (uint64_t)spans->clock_offset_ns, false);
+    put_decimal(sink, unix_ns(rows, row->start_ktime_ns), false);
     PUT(sink, "\",\"endTimeUnixNano\":\"");
-    put_decimal(sink, row->end_ktime_ns + (uint64_t)spans->clock_offset_ns, false);
-    PUT(sink, "\",\"attributes\":[");
-    while (list.size) {
-        struct item item;
-        if (!next_item(encoder, &list, &item))
-            return false;
-        put(sink, encoder->text + item.key->json, item.key->json_size);
-        if (!json_value(sink, &item))
-            return false;
-        put(sink, "},", list.size ? 2 : 1);
-    }
-    PUT(sink, "]");
+    put_decimal(sink, unix_ns(rows, row->end_ktime_ns), false);
+    PUT(sink, "\",");
+    if (!json_attributes(sink, encoder, list))
+        return false;
     if (row->status) {
         PUT(sink, ",\"status\":{\"code\":");
         put_decimal(sink, row->status, false);
@@ -449,21 +583,84 @@ static bool json_span(const struct encoder *encoder, const struct spans *spans, 
     return true;
 }
 
+/* False: the row is broken. */
+static bool json_log(const struct encoder *encoder, const struct rows *rows, const struct finding_row *row,
+                     struct sink *sink)
+{
+    struct event event;
+    if (!read_event(rows, row, &event))
+        return false;
+    PUT(sink, "{\"timeUnixNano\":\"");
+    put_decimal(sink, unix_ns(rows, row->ktime_ns), false);
+    PUT(sink, "\",\"observedTimeUnixNano\":\"");
+    put_decimal(sink, rows->observed_unix_ns, false);
+    if (row->severity) {
+        PUT(sink, "\",\"severityNumber\":");
+        put_decimal(sink, row->severity, false);
+        PUT(sink, ",\"severityText\":\"");
+        put(sink, event.severity.at, event.severity.size);
+    }
+    PUT(sink, "\",\"body\":{\"stringValue\":");
+    put_string(sink, event.body);
+    PUT(sink, "},");
+    if (!json_attributes(sink, encoder, event.list))
+        return false;
+    if (row->trace_flags) {
+        PUT(sink, ",\"flags\":");
+        put_decimal(sink, row->trace_flags, false);
+    }
+    if (event.has_trace) {
+        PUT(sink, ",\"traceId\":\"");
+        put_hex(sink, row->trace_id, sizeof row->trace_id);
+        PUT(sink, "\"");
+    }
+    if (event.has_span) {
+        PUT(sink, ",\"spanId\":\"");
+        put_hex(sink, row->span_id, sizeof row->span_id);
+        PUT(sink, "\"");
+    }
+    PUT(sink, ",\"eventName\":");
+    put_string(sink, event.name);
+    PUT(sink, "},");
+    return true;
+}
+
 /* ---- what Python calls --------------------------------------------------------------------------- */
 
-uint64_t spans_measure(const struct encoder *encoder, enum encoding encoding, const struct spans *spans,
-                       uint64_t *sizes)
+static const struct span_row *span_at(const struct rows *rows, uint32_t i)
+{
+    return (const struct span_row *)rows->rows + rows->order[i];
+}
+
+static const struct finding_row *finding_at(const struct rows *rows, uint32_t i)
+{
+    return (const struct finding_row *)rows->rows + rows->order[i];
+}
+
+static bool json_row(const struct encoder *encoder, const struct rows *rows, uint32_t i, struct sink *sink)
+{
+    return rows->kind == ROW_SPAN ? json_span(encoder, rows, span_at(rows, i), sink)
+                                  : json_log(encoder, rows, finding_at(rows, i), sink);
+}
+
+static uint64_t protobuf_size(const struct encoder *encoder, const struct rows *rows, uint32_t i)
+{
+    return rows->kind == ROW_SPAN ? protobuf_span_size(encoder, rows, span_at(rows, i))
+                                  : protobuf_log_size(encoder, rows, finding_at(rows, i));
+}
+
+uint64_t rows_measure(const struct encoder *encoder, enum encoding encoding, const struct rows *rows,
+                      uint64_t *sizes)
 {
     uint64_t sum = 0;
-    for (uint32_t i = 0; i < spans->n; i++) {
+    for (uint32_t i = 0; i < rows->n; i++) {
         sizes[i] = 0;
-        if (spans->order[i] < spans->rows_n) {
-            const struct span_row *row = &spans->rows[spans->order[i]];
+        if (rows->order[i] < rows->rows_n) {
             struct sink counted = {NULL, 0};
             uint64_t body;
             if (encoding == ENCODING_JSON)
-                sizes[i] = json_span(encoder, spans, row, &counted) ? counted.size : 0;
-            else if ((body = protobuf_size(encoder, spans, row)) != BROKEN)
+                sizes[i] = json_row(encoder, rows, i, &counted) ? counted.size : 0;
+            else if ((body = protobuf_size(encoder, rows, i)) != BROKEN)
                 sizes[i] = field_size(body);
         }
         sum += sizes[i];
@@ -480,17 +677,18 @@ static uint64_t body_size(uint64_t size)
     return 0;
 }
 
-uint64_t spans_write(const struct encoder *encoder, enum encoding encoding, const struct spans *spans,
-                     const uint64_t *sizes, uint8_t *out, uint64_t out_size)
+uint64_t rows_write(const struct encoder *encoder, enum encoding encoding, const struct rows *rows,
+                    const uint64_t *sizes, uint8_t *out, uint64_t out_size)
 {
     uint64_t written = 0;
-    for (uint32_t i = 0; i < spans->n && sizes[i] <= out_size - written; i++) {
-        const struct span_row *row = &spans->rows[spans->order[i]];
+    for (uint32_t i = 0; i < rows->n && sizes[i] <= out_size - written; i++) {
         struct sink sink = {out + written, 0};
         if (encoding == ENCODING_JSON)
-            json_span(encoder, spans, row, &sink);
+            json_row(encoder, rows, i, &sink);
+        else if (rows->kind == ROW_SPAN)
+            protobuf_span(encoder, rows, span_at(rows, i), body_size(sizes[i]), out + written);
         else
-            protobuf_write(encoder, spans, row, body_size(sizes[i]), out + written);
+            protobuf_log(encoder, rows, finding_at(rows, i), body_size(sizes[i]), out + written);
         written += sizes[i];
     }
     return written;

@@ -25,7 +25,7 @@ from agent.errors import ConfigError
 log = logging.getLogger(__name__)
 
 PREFIX = "OTEL_EXPORTER_OTLP_"
-SIGNALS = ("traces", "metrics")
+SIGNALS = ("traces", "metrics", "logs")
 PEM_BYTES_MAX = 1024 * 1024
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _OURS = frozenset(("content-type", "content-encoding", "content-length", "transfer-encoding", "host"))

@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from agent.errors import ConfigError
-from agent.spans import SCHEMA_URL, SCOPE_NAME, MetricBatch, Resource, SpanBatch
+from agent.spans import SCHEMA_URL, SCOPE_NAME, LogBatch, MetricBatch, Resource, SpanBatch
 from exporters.say import Say
 
 log = logging.getLogger(__name__)
@@ -79,8 +79,11 @@ class SdkExporter:
                 )
             self._changed.notify_all()
 
-    def export_metrics(self, batch: MetricBatch) -> None:
+    def export_logs(self, batch: LogBatch) -> None:
         """Not sent: span exporters take spans."""
+
+    def export_metrics(self, batch: MetricBatch) -> None:
+        """Not sent either."""
 
     def tick(self, now: float) -> None:
         """Nothing: the exporter has its own thread."""

@@ -139,7 +139,7 @@ class Sender:
                 lane.destination.close()
 
     def stats(self) -> dict[str, int]:
-        """Counters since the start; queue_* are now. Spans and points apart, the rest together."""
+        """Counters since the start; queue_* are now. By what the items are, the rest together."""
         with self._changed:
             out: dict[str, int] = {}
             for lane in self.lanes.values():

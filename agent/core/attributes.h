@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Every attribute that a span or a series may carry: its key (semantic conventions 1.44.0), written
+/* Every attribute that a span, a finding or a series may carry: its key (semantic conventions 1.44.0), written
  * here and nowhere else, and how a list of attributes lies in memory. */
 #pragma once
 #include <stdint.h>
@@ -47,7 +47,11 @@ enum attribute_type {
     X(DB_RESPONSE_STATUS_CODE, "db.response.status_code", 1)                                           \
     X(DB_RESPONSE_RETURNED_ROWS, "db.response.returned_rows", 0)                                       \
     X(DB_RESPONSE_AFFECTED_ROWS, "ebpf_otlp_tracer.db.affected_rows", 0)                               \
-    X(LINK_METHOD, "ebpf_otlp_tracer.parent.method", 0)
+    X(LINK_METHOD, "ebpf_otlp_tracer.parent.method", 0)                                                \
+    X(SLOW, "ebpf_otlp_tracer.slow", 0)                                                                \
+    X(FINDING_COUNT_OF, "ebpf_otlp_tracer.finding.count", 0)                                           \
+    X(FINDING_DURATION_MS, "ebpf_otlp_tracer.finding.duration_ms", 0)                                  \
+    X(FINDING_SPAN_IDS, "ebpf_otlp_tracer.finding.span_ids", 0)
 
 enum attribute_key {
     KEY_NONE = 0,

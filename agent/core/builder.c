@@ -161,6 +161,14 @@ void builder_int(struct builder *b, enum attribute_key key, int64_t value)
         memcpy(at, &value, sizeof value);
 }
 
+void builder_bool(struct builder *b, enum attribute_key key, bool value)
+{
+    int64_t number = value;
+    uint8_t *at = append(b, key, ATTRIBUTE_BOOL, sizeof number);
+    if (at != NULL)
+        memcpy(at, &number, sizeof number);
+}
+
 void builder_texts(struct builder *b, unsigned key, const void *bytes, size_t length, size_t limit)
 {
     struct attribute header = {.key = (uint16_t)key, .type = ATTRIBUTE_TEXTS, .size = 0}, last;

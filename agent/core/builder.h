@@ -18,6 +18,7 @@ struct builder {
  * `limit` bytes is cut at a character. */
 void builder_text(struct builder *b, enum attribute_key key, const void *bytes, size_t length, size_t limit);
 void builder_int(struct builder *b, enum attribute_key key, int64_t value);
+void builder_bool(struct builder *b, enum attribute_key key, bool value);
 /* A list of texts with one element; a second call with the same key directly after the first adds to it. */
 void builder_texts(struct builder *b, unsigned key, const void *bytes, size_t length, size_t limit);
 /* An address of 16 bytes, in the text form of RFC 5952; IPv4-mapped as dotted quad. */

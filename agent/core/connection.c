@@ -2,6 +2,7 @@
 /* Opens, finds, ages and closes connections; see connection.h. */
 #include "connection.h"
 #include "demand.h"
+#include "insights.h"
 #include "loss.h"
 #include "pairing.h"
 #include "tuples.h"
@@ -72,6 +73,7 @@ static void connection_free(struct core *core, struct connection *c)
     stream_free(core, &c->streams[0]);
     stream_free(core, &c->streams[1]);
     session_free(core, c);
+    insights_forget(core, c);
     tuple_remove(core, c);
     recent_unlink(core, c);
     chains_remove(&core->connections, c, BY_ID);
@@ -248,6 +250,7 @@ void connections_sweep(struct core *core)
     core->swept_ns = core->now_ns;
     if (core->gone_ns && core->now_ns >= core->gone_ns + SWEEP_NS)
         close_of_gone(core);
+    insights_sweep(core);
     uint64_t request_ns = core->config.request_timeout_ns, idle_ns = core->config.idle_timeout_ns;
     for (struct connection *c = core->oldest, *newer; c; c = newer) {
         newer = c->newer;

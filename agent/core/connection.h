@@ -27,6 +27,7 @@ struct connection {
     uint64_t answered_ktime;      /* last chunk of the answering direction */
     uint64_t unmatched_ktime; /* first byte of the last answer that was matched with no request */
     void *session;                /* protocol.session_size bytes, of both directions; NULL: none */
+    struct idle *idle;            /* a transaction was left open (insights.c) */
     struct stream streams[2];     /* by enum direction */
     struct endpoints open;
     uint32_t pending;

@@ -6,6 +6,8 @@
  * back for a few milliseconds and handled in the order of their times; everything behind this file sees
  * causes before effects. */
 #include "connection.h"
+#include "findings.h"
+#include "insights.h"
 #include "pairing.h"
 #include "series.h"
 #include <errno.h>
@@ -77,6 +79,8 @@ void core_free(struct core *core)
     connections_free(core);
     statements_free(core->statements);
     series_free(core);
+    findings_free(core);
+    insights_free(core);
     free_values(core, &core->threads, true);
     free_values(core, &core->processes, false);
     for (int i = 0; i < 2; i++) {

@@ -21,6 +21,11 @@ struct core_config {
     uint32_t batch_spans_max;
     uint32_t series_max;
     uint64_t statement_bytes_max; /* texts of statements, and who prepared them */
+    uint32_t findings_per_second_max; /* with a row; more are only counted */
+    /* What is told as findings; 0: none of it. */
+    uint64_t slow_statement_ns, idle_in_transaction_ns;
+    uint32_t n_plus_one_min, duplicate_reads_min; /* so many in a run */
+    uint8_t costly_commands, hot_keys;
     uint64_t hold_ns;          /* events wait this long to be sorted by time */
     uint64_t request_timeout_ns;
     uint64_t idle_timeout_ns;
@@ -61,6 +66,15 @@ struct span_batch {
     uint64_t arena_size;
 };
 void core_take_spans(struct core *core, struct span_batch *out);
+
+/* Findings, in the same way. */
+struct finding_batch {
+    const struct finding_row *rows;
+    uint32_t count;
+    const uint8_t *arena;
+    uint64_t arena_size;
+};
+void core_take_findings(struct core *core, struct finding_batch *out);
 
 /* All series, cumulative. */
 struct series_batch {
@@ -114,6 +128,8 @@ struct core_stats {
     uint64_t links_connection, links_thread, links_traceparent;
     uint64_t links_ambiguous;      /* two or more candidates: no link */
     uint64_t series_overflow;      /* spans counted in the overflow series */
+    uint64_t findings;             /* found; the ledger has them by process and kind */
+    uint64_t findings_left_out;    /* of these, without a row: findings_per_second_max, or the batch was full */
     uint64_t memory_bytes;         /* allocated by the core, now */
 };
 void core_stats(const struct core *core, struct core_stats *out);
@@ -121,6 +137,8 @@ void core_stats(const struct core *core, struct core_stats *out);
 /* Key of an attribute id, and names of bounds and metrics, for the stages that export. */
 const char *attribute_name(unsigned key);
 const char *protocol_name(unsigned protocol);
+const char *finding_name(unsigned finding);
+const char *finding_sentence(unsigned finding);
 uint32_t metric_bounds(enum metric_id metric, const double **bounds);
 
 /* sandbox.c: from now on this process may not open files for writing, run programs, trace, load BPF,

@@ -13,6 +13,7 @@
 #define ATTRIBUTES_MAX (256 * 1024) /* one message's attributes: heads go up to 64 KiB */
 
 struct pending;
+struct insights;
 struct connection;
 
 /* One process: what its bytes became, and the routes it has shown. */
@@ -35,6 +36,20 @@ struct batch {
     uint32_t count, rows_capacity;
     uint8_t *arena;
     uint64_t size, capacity;
+};
+
+/* Findings, until Python takes them: of fixed size, made with the first one. */
+struct finding_buffer {
+    struct finding_row *rows;
+    uint8_t *arena;
+    uint32_t count, size;
+};
+
+struct findings {
+    struct finding_buffer buffers[2];
+    uint32_t filling;   /* which of the two */
+    uint32_t in_second; /* rows since second_ns */
+    uint64_t second_ns;
 };
 
 struct series_table {
@@ -80,11 +95,13 @@ struct core {
 
     struct batch batches[2];
     uint32_t filling; /* which of the two */
+    struct findings findings;
     struct waiting *waiting;
     uint32_t waiting_count;
     struct hold holds[2];
     uint32_t holding;
     struct statement_cache *statements;
+    struct insights *insights; /* NULL: no statement was seen yet */
     uint8_t *scratch; /* ATTRIBUTES_MAX */
     uint64_t random[2];
     uint64_t sampler_limit; /* a trace whose random part is below is kept */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The tables behind the X-lists: attribute keys, protocols. */
+/* The tables behind the X-lists: attribute keys, protocols, findings. */
 #include "engine.h"
 
 #define PROTOCOL_EXTERN(identifier, name, database) extern const struct protocol name##_protocol;
@@ -29,4 +29,22 @@ const char *protocol_name(unsigned protocol)
     if (protocol < sizeof(fixed) / sizeof(*fixed))
         return fixed[protocol];
     return protocol < PROTOCOL_COUNT && protocols[protocol] ? protocols[protocol]->name : "";
+}
+
+static const struct {
+    const char *name, *sentence;
+} findings[FINDING_COUNT] = {
+#define FINDING_TEXT(identifier, name, sentence) [FINDING_##identifier] = {name, sentence},
+    FINDINGS(FINDING_TEXT)
+#undef FINDING_TEXT
+};
+
+const char *finding_name(unsigned finding)
+{
+    return finding < FINDING_COUNT ? findings[finding].name : "";
+}
+
+const char *finding_sentence(unsigned finding)
+{
+    return finding < FINDING_COUNT ? findings[finding].sentence : "";
 }

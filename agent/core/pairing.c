@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The queue of requests of a connection, and the making of a span row; see pairing.h. */
 #include "pairing.h"
+#include "insights.h"
 #include "linking.h"
 #include "series.h"
 
@@ -102,6 +103,8 @@ static void take_request(struct pending *p, const struct step *step)
         p->shape = step->shape;
         p->exact = step->exact;
     }
+    if (step->key)
+        p->key = step->key;
 }
 
 struct pending *pairing_request(struct core *core, struct connection *c, const struct chunk_event *event,
@@ -263,10 +266,11 @@ void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, 
     static const char *const methods[] = {NULL, "traceparent", "connection", "thread"};
     if (methods[p->link])
         builder_text(&out, KEY_LINK_METHOD, methods[p->link], strlen(methods[p->link]), 64);
-    core->stats.attributes_left_out += out.left_out;
-
     if (end_ktime < p->start_ktime)
         end_ktime = p->start_ktime;
+    if (protocol_is_database(c->protocol_id))
+        insights_statement(core, p, end_ktime, &out);
+    core->stats.attributes_left_out += out.left_out;
     uint32_t series = UINT32_MAX;
     if (finished.metric < METRIC_COUNT)
         series = series_add(core, p->tgid, finished.metric, c->kind, list, out.size, p->start_ktime,

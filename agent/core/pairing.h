@@ -18,7 +18,7 @@ struct pending {
     uint8_t traits;
     uint32_t batch;     /* requests sent before any of them was answered: of those that wait, with the first */
     struct pending *batch_first; /* names the batch; to be followed from the last request, unless `followed` */
-    uint64_t shape, exact;
+    uint64_t shape, exact, key;
     uint32_t tgid, tid, hint;
     int32_t status;
     uint64_t request_body, response_body;

@@ -33,6 +33,7 @@ struct trace_context {
 enum trait {
     TRAIT_READS = 1,  /* changes nothing: to ask the same again is to ask twice */
     TRAIT_COSTLY = 2, /* its cost grows with the size of what is stored, not of what is asked for */
+    TRAIT_BLOCKS = 4, /* it waits for something to happen: to take long is its purpose */
 };
 
 enum transaction { TRANSACTION_UNTOLD, TRANSACTION_NONE, TRANSACTION_OPEN, TRANSACTION_FAILED };
@@ -62,6 +63,7 @@ struct step {
     int32_t status; /* response: the protocol's code */
     uint64_t shape; /* request: hash of what it asks without its values; 0: not known */
     uint64_t exact; /* the same with its values */
+    uint64_t key;   /* request: hash of the one key it is about; 0: none, or several */
     uint8_t traits; /* request: enum trait */
     uint8_t transaction; /* response: enum transaction, the state that it leaves the connection in */
     struct trace_context context;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The columns that leave the core: a span is one row and one list of attributes in the batch's arena. */
+/* The columns that leave the core: a span or finding is one row and one list of attributes in its arena. */
 #pragma once
 #include "../../bpf/protocols.h"
 #include <stdint.h>
@@ -41,6 +41,36 @@ struct span_row {
     uint32_t padding2;
 };
 _Static_assert(sizeof(struct span_row) == 104, "span_row");
+
+/* Something worth telling, as a log record (OTLP LogRecord with an event name).
+ * X(identifier, name, sentence): the event is ebpf_otlp_tracer.finding.<name>, the sentence its body. */
+#define FINDINGS(X)                                                                                    \
+    X(SLOW_STATEMENT, "slow_statement", "A statement was slow.")                                       \
+    X(N_PLUS_ONE, "n_plus_one", "One request ran the same statement again and again.")                 \
+    X(DUPLICATE_READS, "duplicate_reads", "One request read the same data more than once.")            \
+    X(IDLE_IN_TRANSACTION, "idle_in_transaction", "A transaction was left open without work in it.")   \
+    X(COSTLY_COMMAND, "costly_command", "A command ran whose cost grows with the data behind it.")     \
+    X(HOT_KEY, "hot_key", "One key got a large share of the commands.")
+
+enum finding_id {
+#define FINDING_ENUM(identifier, name, sentence) FINDING_##identifier,
+    FINDINGS(FINDING_ENUM)
+#undef FINDING_ENUM
+    FINDING_COUNT,
+};
+
+struct finding_row {
+    uint8_t trace_id[16]; /* zero: no span context */
+    uint8_t span_id[8];   /* zero: of the trace as a whole */
+    uint64_t ktime_ns;
+    uint32_t tgid;
+    uint16_t finding;    /* enum finding_id */
+    uint8_t severity;    /* OTLP's SeverityNumber, 1 to 24; 0: none */
+    uint8_t trace_flags; /* W3C: bit 0 sampled */
+    uint32_t attributes_offset; /* into the arena, a multiple of 8 */
+    uint32_t attributes_size;
+};
+_Static_assert(sizeof(struct finding_row) == 48, "finding_row");
 
 /* Histograms, one per set of attributes; durations in seconds. */
 enum series_limits { SERIES_BUCKETS = 16 };
@@ -101,5 +131,7 @@ struct ledger_row {
     uint64_t spans;
     uint64_t requests; /* messages that asked */
     uint64_t orphans;  /* responses without a request, requests whose answer was never seen */
+    uint64_t findings[FINDING_COUNT]; /* by enum finding_id, those without a row of their own too */
 };
-_Static_assert(sizeof(struct ledger_row) == 160 + PROTOCOL_COUNT * GAP_CAUSES * 4, "ledger_row");
+_Static_assert(sizeof(struct ledger_row) == 160 + PROTOCOL_COUNT * GAP_CAUSES * 4 + FINDING_COUNT * 8,
+               "ledger_row");

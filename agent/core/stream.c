@@ -5,6 +5,7 @@
  * that the budget left out, the captured tail. Each part is fed on its own: feed_hole(), feed_bytes(). */
 #include "connection.h"
 #include "demand.h"
+#include "insights.h"
 #include "loss.h"
 #include "pairing.h"
 #include "../../bpf/classify.h"
@@ -250,6 +251,8 @@ static void take_response_step(struct feed *f, const struct step *step, const st
         s->current = step->interim ? NULL : pairing_response(f->core, f->c, s, step, attributes);
     else if (s->current)
         pairing_response_more(f->core, s->current, step, attributes);
+    if (step->transaction)
+        insights_transaction(f->core, f->c, step->transaction, f->ktime_ns);
 }
 
 /* One step of the parser was read: what does it begin, what does it end? */

@@ -43,6 +43,7 @@ class SinkStats:
     metric_requests: int
     log_requests: int
     spans: int
+    log_records: int
     bytes: int
     refused: int
     first_span_ns: int

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-/* A counting OTLP/HTTP receiver: takes protobuf bodies, counts their spans, and may keep them in a file.
+/* A counting OTLP/HTTP receiver: takes protobuf bodies, counts their spans or log records, and may keep them
+ * in a file.
  *
  *   sink [--port P] [--record FILE]
  *
@@ -7,12 +8,13 @@
  *   GET  /stats                             the counts, as JSON
  *
  * It shares the machine with what is measured, so it does next to nothing: one thread, and for each
- * trace request a walk over three levels of length-delimited fields,
+ * trace or log request a walk over three levels of length-delimited fields,
  *
  *   ExportTraceServiceRequest.resource_spans = 1 > ResourceSpans.scope_spans = 2 > ScopeSpans.spans = 2
+ *   ExportLogsServiceRequest.resource_logs = 1 > ResourceLogs.scope_logs = 2 > ScopeLogs.log_records = 2
  *
- * (opentelemetry/proto/collector/trace/v1/trace_service.proto, opentelemetry/proto/trace/v1/trace.proto),
- * that never looks inside a span. Bodies with Content-Encoding gzip are inflated first.
+ * (opentelemetry/proto/collector/trace/v1/trace_service.proto, opentelemetry/proto/trace/v1/trace.proto, and
+ * the same of logs), that never looks inside a span or record. Bodies with Content-Encoding gzip are inflated first.
  *
  * --record appends to FILE, for each request, a `struct body_header` and the body as it came.
  * The first line on standard output is the port. SIGTERM ends it.
@@ -60,7 +62,7 @@ struct connection {
 };
 
 static struct {
-    uint64_t requests, trace_requests, metric_requests, log_requests, spans, bytes, refused;
+    uint64_t requests, trace_requests, metric_requests, log_requests, spans, log_records, bytes, refused;
     int64_t first_span_ns, last_span_ns;
 } stats;
 
@@ -168,27 +170,29 @@ static const uint8_t *inflated(const uint8_t *body, size_t size, size_t *out_siz
 /* Counts and keeps one body; the HTTP status to answer. */
 static int take_body(enum signal_kind kind, bool gzip, const uint8_t *body, size_t size)
 {
-    static const uint8_t spans_path[] = {1, 2, 2, 0};
+    static const uint8_t rows_path[] = {1, 2, 2, 0};
     const uint8_t *plain = body;
     size_t plain_size = size;
     int64_t now = now_ns();
-    uint64_t spans = 0;
+    uint64_t rows = 0;
 
     if (gzip && !(plain = inflated(body, size, &plain_size)))
         return 400;
+    if (kind != METRICS && !count_messages(plain, plain + plain_size, rows_path, &rows))
+        return 400;
     if (kind == TRACES) {
-        if (!count_messages(plain, plain + plain_size, spans_path, &spans))
-            return 400;
         stats.trace_requests++;
-        stats.spans += spans;
-        if (spans) {
+        stats.spans += rows;
+        if (rows) {
             stats.first_span_ns = stats.first_span_ns ? stats.first_span_ns : now;
             stats.last_span_ns = now;
         }
     } else if (kind == METRICS)
         stats.metric_requests++;
-    else
+    else {
         stats.log_requests++;
+        stats.log_records += rows;
+    }
     stats.requests++;
     stats.bytes += size;
     if (record_fd >= 0) {
@@ -214,10 +218,12 @@ static bool answer_stats(int fd)
     char body[600];
     snprintf(body, sizeof body,
              "{\"requests\": %llu, \"trace_requests\": %llu, \"metric_requests\": %llu, \"log_requests\": %llu, "
-             "\"spans\": %llu, \"bytes\": %llu, \"refused\": %llu, \"first_span_ns\": %lld, \"last_span_ns\": %lld}\n",
+             "\"spans\": %llu, \"log_records\": %llu, \"bytes\": %llu, \"refused\": %llu, "
+             "\"first_span_ns\": %lld, \"last_span_ns\": %lld}\n",
              (unsigned long long)stats.requests, (unsigned long long)stats.trace_requests,
              (unsigned long long)stats.metric_requests, (unsigned long long)stats.log_requests,
-             (unsigned long long)stats.spans, (unsigned long long)stats.bytes, (unsigned long long)stats.refused,
+             (unsigned long long)stats.spans, (unsigned long long)stats.log_records,
+             (unsigned long long)stats.bytes, (unsigned long long)stats.refused,
              (long long)stats.first_span_ns, (long long)stats.last_span_ns);
     return answer(fd, 200, "application/json", body);
 }

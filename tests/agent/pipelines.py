@@ -14,7 +14,7 @@ from typing import Any
 from agent import messages
 from agent.engine import Engine
 from agent.pipeline import Pipeline
-from agent.spans import MetricBatch, SpanBatch
+from agent.spans import LogBatch, MetricBatch, SpanBatch
 from agent.status import listen
 from tests.agent.fake_keeper import options
 from tests.core.harness import Core
@@ -34,6 +34,7 @@ class ListExporter:
 
     name: str = "list"
     spans: list[tuple[str, str, dict[str, Any], int]] = field(default_factory=list)
+    logs: list[tuple[str, str, dict[str, Any], int]] = field(default_factory=list)
     metrics: list[MetricBatch] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
 
@@ -42,6 +43,12 @@ class ListExporter:
             service = batch.resources[batch.resource[i]].service_name
             start = int(batch.rows[i]["start_ktime_ns"]) + batch.clock_offset_ns
             self.spans.append((service, batch.name(i), batch.attributes(i), start))
+
+    def export_logs(self, batch: LogBatch) -> None:
+        for i in range(len(batch)):
+            service = batch.resources[batch.resource[i]].service_name
+            time_ns = int(batch.rows[i]["ktime_ns"]) + batch.clock_offset_ns
+            self.logs.append((service, batch.finding(i).name, batch.attributes(i), time_ns))
 
     def export_metrics(self, batch: MetricBatch) -> None:
         self.metrics.append(batch)

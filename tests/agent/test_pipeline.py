@@ -6,9 +6,13 @@ import time
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
+from agent.core._core import lib
 
+from agent.engine import FINDING_ROW
 from tests.agent.pipelines import Rig, rig
+from tests.exporters.batches import Arena, attribute_list
 
 
 def tell(r: Rig, tgid: int, service: str) -> None:
@@ -39,6 +43,67 @@ def test_no_spans_no_batch() -> None:
     with rig() as r:
         assert r.pipeline.export_spans() == 0
         assert r.exporter.spans == []
+
+
+def find(r: Rig, *findings: tuple[int, int, dict[str, str]]) -> None:
+    """(tgid, finding, attributes): the next that the core gives, in place of its own."""
+    rows, arena = np.zeros(len(findings), FINDING_ROW), Arena()
+    ids = {key: number for number, key in r.pipeline.engine.keys.items()}
+    for row, (tgid, finding, attributes) in zip(rows, findings, strict=True):
+        row["tgid"], row["finding"], row["ktime_ns"] = tgid, finding, 1_500_000_000
+        row["attributes_offset"], row["attributes_size"] = arena.add(attribute_list(attributes, ids))
+    batches = [(rows, memoryview(bytes(arena.data)))]
+    empty = (rows[:0], memoryview(b""))
+    r.pipeline.engine.take_findings = lambda: batches.pop() if batches else empty  # type: ignore[method-assign]
+
+
+def test_findings_of_two_processes_are_log_records_with_their_services() -> None:
+    with rig() as r:
+        tell(r, 100, "shop")
+        tell(r, 200, "cart")
+        slow, hot = lib.FINDING_SLOW_STATEMENT, lib.FINDING_HOT_KEY
+        find(r, (200, hot, {"url.path": "/k"}), (100, slow, {}), (200, slow, {}))
+        assert r.pipeline.export_batches() == 3
+        boot = time.time_ns() - time.monotonic_ns()
+        assert [(service, name, attributes) for service, name, attributes, _ in r.exporter.logs] == [
+            ("cart", "hot_key", {"url.path": "/k"}),
+            ("shop", "slow_statement", {}),
+            ("cart", "slow_statement", {}),
+        ]
+        assert abs(r.exporter.logs[0][3] - boot - 1_500_000_000) < 10**6
+        assert (r.exporter.spans, r.pipeline.export_batches()) == ([], 0)
+
+
+def test_the_core_has_no_findings_without_a_detector() -> None:
+    with rig() as r:
+        r.exchange(100)
+        r.feed()
+        assert (r.pipeline.export_findings(), r.exporter.logs) == (0, [])
+        rows, arena = r.pipeline.engine.take_findings()
+        assert (rows.dtype, len(rows), len(arena)) == (FINDING_ROW, 0, 0)
+
+
+def test_findings_leave_in_the_turn_of_spans_and_at_the_end() -> None:
+    with rig() as r:
+        find(r, (100, lib.FINDING_HOT_KEY, {}))
+        r.pipeline.step(time.monotonic())
+        assert len(r.exporter.logs) == 1
+        find(r, (100, lib.FINDING_HOT_KEY, {}))
+        r.exchange(100)
+        r.feed()
+        assert r.pipeline.export_batches() == 2
+        find(r, (100, lib.FINDING_HOT_KEY, {}))
+        r.pipeline.drain(0.0)
+        assert (len(r.exporter.logs), len(r.exporter.spans)) == (3, 1)
+
+
+def test_the_record_of_a_process_may_come_after_its_first_finding() -> None:
+    with rig() as r:
+        find(r, (100, lib.FINDING_HOT_KEY, {}))
+        record = {"service.name": "shop", "process.pid": 100}
+        r.keeper.send("process", tgid=100, attributes=record)
+        r.pipeline.export_findings()
+        assert r.exporter.logs[0][0] == "shop"
 
 
 def test_process_nobody_told_of_keeps_its_spans() -> None:

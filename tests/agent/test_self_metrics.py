@@ -128,6 +128,14 @@ def test_exporters_figures_tell_reasons_apart() -> None:
     }
 
 
+def test_log_records_are_told_apart_from_spans() -> None:
+    exporter = ListExporter("jsonl")
+    exporter.stats = lambda: {"sent_logs": 3, "dropped_logs_no_file": 2}  # type: ignore[method-assign]
+    found = [(s.figure.name, s.labels.get("error.type", ""), s.value) for s in exporter_samples([exporter])]
+    name = "otel.sdk.exporter.log.exported"
+    assert found == [(name, "", 3), (name, "no_file", 2)]
+
+
 def test_prometheus_text_is_well_formed_whatever_a_service_is_called() -> None:
     with rig() as r:
         r.pipeline.spans['a"b\\c\nd'] = 1

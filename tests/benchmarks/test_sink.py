@@ -10,6 +10,7 @@ import socket
 import time
 
 import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
@@ -142,6 +143,20 @@ def test_metrics_and_logs_are_taken_apart_from_spans() -> None:
         signals = [body.signal for body in receiver.bodies()]
     assert (stats.metric_requests, stats.log_requests, stats.spans) == (1, 1, 0)
     assert signals == ["metrics", "logs"]
+
+
+def test_log_records_are_counted_as_opentelemetry_proto_counts_them() -> None:
+    out = ExportLogsServiceRequest()
+    for count in (3, 0, 7):
+        scope = out.resource_logs.add().scope_logs.add()
+        for number in range(count):
+            scope.log_records.add(event_name="e", body=AnyValue(string_value="x" * number))
+    data = out.SerializeToString()
+    with sink() as receiver:
+        assert post(receiver, "/v1/logs", gzip.compress(data), Content_Encoding="gzip")[0] == 200
+        assert post(receiver, "/v1/logs", data[:-1])[0] == 400
+        stats = receiver.stats()
+    assert (stats.log_records, stats.log_requests, stats.refused, stats.spans) == (10, 1, 1, 0)
 
 
 def test_requests_that_arrive_in_pieces_or_together_are_all_taken() -> None:

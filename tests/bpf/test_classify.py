@@ -60,8 +60,8 @@ def classify(tmp_path_factory: pytest.TempPathFactory) -> Classify:
     source.write_text(
         "#include <stdbool.h>\n#include <stdint.h>\n"
         f'#include "{BPF}/protocols.h"\n#include "{BPF}/classify.h"\n'
-        "int run(const uint8_t *bytes, uint32_t n, uint8_t *protocol)\n"
-        "{ return classify(bytes, n, protocol); }\n"
+        "int run(const uint8_t *bytes, uint32_t n, uint32_t size, uint8_t *protocol)\n"
+        "{ return classify(bytes, n, size, protocol); }\n"
     )
     library = folder / "classify.so"
     strict = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")  # clang's unroll
@@ -71,8 +71,9 @@ def classify(tmp_path_factory: pytest.TempPathFactory) -> Classify:
     def run(data: bytes) -> tuple[int, int]:
         known = data[:16]
         protocol = ctypes.c_uint8(0)
+        told = ctypes.byref(protocol)
         verdicts = {
-            (function(known + filler * (16 - len(known)), len(known), ctypes.byref(protocol)), protocol.value)
+            (function(known + filler * (16 - len(known)), len(known), len(data), told), protocol.value)
             for filler in (b"\0", b"/", b" ", b"A", b"\xff", b"\x16")
         }
         assert len(verdicts) == 1, f"bytes behind the end were looked at: {data!r}"

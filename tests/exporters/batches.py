@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches made by hand, in the layout of agent/core/span.h: from spans that a test can read."""
+"""Batches made by hand, in the layout of agent/core/span.h: from spans and findings that a test can read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from exporters._encode import ffi
+from exporters._encode import ffi, lib
 
+from agent.engine import FINDINGS
 from agent.layouts import dtype_of
-from agent.spans import AttributeValue, Resource, SpanBatch
+from agent.spans import AttributeValue, LogBatch, Resource, SpanBatch
 
 ROW = dtype_of(ffi, "struct span_row")
 SERVER, CLIENT = 2, 3
+FINDING_ROW = dtype_of(ffi, "struct finding_row")
+OBSERVED_NS = 1_800_000_000_000_000_000
 CLOCK_OFFSET_NS = 1_700_000_000_000_000_000
 
 KEYS = {
@@ -31,6 +34,7 @@ KEYS = {
     18: "client.port",
     19: "server.address",
     20: "server.port",
+    24: "ebpf_otlp_tracer.finding.span_ids",
     1024: "http.request.header.x-späth",
     1025: 'http.request.header."quoted\\',
 }
@@ -56,6 +60,31 @@ class S:
     duration_ns: int = 1_500_000
 
 
+@dataclass
+class F:
+    """A finding as a test writes it."""
+
+    finding: int = lib.FINDING_SLOW_STATEMENT
+    attributes: dict[str, AttributeValue] = field(default_factory=dict)
+    resource: int = 0
+    trace: int = 1
+    span: int = 1
+    severity: int = 13
+    flags: int = 1
+    time_ns: int = 1_000_000_000
+
+
+class Arena:
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def add(self, data: bytes) -> tuple[int, int]:
+        """Offset and size."""
+        self.data.extend(bytes(-len(self.data) % 8))
+        self.data.extend(data)
+        return len(self.data) - len(data), len(data)
+
+
 def attribute_list(attributes: dict[str, AttributeValue], ids: dict[str, int] | None = None) -> bytes:
     """The bytes of agent/core/attributes.h."""
     out = b""
@@ -78,27 +107,39 @@ def attribute_list(attributes: dict[str, AttributeValue], ids: dict[str, int] | 
 def batch_of(
     spans: Sequence[S], resources: Sequence[Resource] | None = None, keys: dict[int, str] | None = None
 ) -> SpanBatch:
-    rows, arena = np.zeros(len(spans), ROW), bytearray()
+    rows, arena = np.zeros(len(spans), ROW), Arena()
     ids = {key: number for number, key in (keys or KEYS).items()}
-
-    def add(data: bytes) -> tuple[int, int]:
-        arena.extend(bytes(-len(arena) % 8))
-        arena.extend(data)
-        return len(arena) - len(data), len(data)
-
     for row, span in zip(rows, spans, strict=True):
         row["trace_id"] = np.frombuffer(span.trace.to_bytes(16, "big"), np.uint8)
         row["span_id"] = np.frombuffer(span.span.to_bytes(8, "big"), np.uint8)
         row["parent_id"] = np.frombuffer(span.parent.to_bytes(8, "big"), np.uint8)
         row["start_ktime_ns"], row["end_ktime_ns"] = span.start_ns, span.start_ns + span.duration_ns
-        row["attributes_offset"], row["attributes_size"] = add(attribute_list(span.attributes, ids))
-        row["name_offset"], row["name_size"] = add(span.name.encode())
-        row["tracestate_offset"], row["tracestate_size"] = add(span.state.encode())
+        row["attributes_offset"], row["attributes_size"] = arena.add(attribute_list(span.attributes, ids))
+        row["name_offset"], row["name_size"] = arena.add(span.name.encode())
+        row["tracestate_offset"], row["tracestate_size"] = arena.add(span.state.encode())
         row["kind"], row["status"] = span.kind, 2 if span.error else 0
         row["trace_flags"], row["remote_parent"] = span.flags, span.remote
-    resources = resources or [Resource({"service.name": "shop"})]
-    numbers = np.array([span.resource for span in spans], np.int32)
-    return SpanBatch(rows, memoryview(bytes(arena)), resources, numbers, CLOCK_OFFSET_NS, keys or KEYS)
+    return SpanBatch(rows, *owned(spans, arena, resources), CLOCK_OFFSET_NS, keys or KEYS)
+
+
+def log_batch_of(findings: Sequence[F], resources: Sequence[Resource] | None = None) -> LogBatch:
+    rows, arena = np.zeros(len(findings), FINDING_ROW), Arena()
+    for row, finding in zip(rows, findings, strict=True):
+        row["trace_id"] = np.frombuffer(finding.trace.to_bytes(16, "big"), np.uint8)
+        row["span_id"] = np.frombuffer(finding.span.to_bytes(8, "big"), np.uint8)
+        row["ktime_ns"], row["finding"] = finding.time_ns, finding.finding
+        row["severity"], row["trace_flags"] = finding.severity, finding.flags
+        row["attributes_offset"], row["attributes_size"] = arena.add(attribute_list(finding.attributes))
+    owners = owned(findings, arena, resources)
+    return LogBatch(rows, *owners, CLOCK_OFFSET_NS, KEYS, OBSERVED_NS, FINDINGS)
+
+
+def owned(
+    rows: Sequence[S] | Sequence[F], arena: Arena, resources: Sequence[Resource] | None
+) -> tuple[memoryview, Sequence[Resource], np.ndarray]:
+    """What batches of both kinds have: arena, resources, and which row has which."""
+    numbers = np.array([row.resource for row in rows], np.int32)
+    return memoryview(bytes(arena.data)), resources or [Resource({"service.name": "shop"})], numbers
 
 
 TEXTS = (
@@ -127,11 +168,31 @@ def random_value(rng: random.Random) -> AttributeValue:
     return rng.choice(choice)()
 
 
+def random_attributes(rng: random.Random) -> dict[str, AttributeValue]:
+    return {key: random_value(rng) for key in rng.sample(list(IDS), rng.randrange(len(IDS) + 1))}
+
+
+def random_findings(rng: random.Random, n: int, resources: int) -> list[F]:
+    return [
+        F(
+            finding=rng.randrange(lib.FINDING_COUNT),
+            attributes=random_attributes(rng),
+            resource=rng.randrange(resources),
+            trace=rng.choice((0, rng.getrandbits(128))),
+            span=rng.choice((0, rng.getrandbits(64))),
+            severity=rng.randrange(25),
+            flags=rng.choice((0, 1, 3)),
+            time_ns=rng.getrandbits(60),
+        )
+        for _ in range(n)
+    ]
+
+
 def random_spans(rng: random.Random, n: int, resources: int) -> list[S]:
     return [
         S(
             name=rng.choice(TEXTS),
-            attributes={key: random_value(rng) for key in rng.sample(list(IDS), rng.randrange(len(IDS) + 1))},
+            attributes=random_attributes(rng),
             resource=rng.randrange(resources),
             trace=rng.getrandbits(128),
             span=rng.getrandbits(64),

@@ -17,7 +17,7 @@ from functools import partial
 
 from agent.spans import Resource
 from exporters.console import ConsoleExporter, Sample
-from exporters.otlp_encode import JsonEnvelope, ProtobufEnvelope, SpanEncoder
+from exporters.otlp_encode import JsonEnvelope, ProtobufEnvelope, RowEncoder
 from exporters.otlp_http import GZIP_LEVEL
 from tests.exporters.batches import CLIENT, S, batch_of
 
@@ -69,7 +69,7 @@ def main() -> None:
     batch = batch_of(
         [span(i) for i in range(SPANS)], [Resource({"service.name": f"s{i}"}) for i in range(4)], KEYS
     )
-    protobuf, as_json = SpanEncoder(ProtobufEnvelope("1"), 8192), SpanEncoder(JsonEnvelope("1"), 8192)
+    protobuf, as_json = RowEncoder(ProtobufEnvelope("1"), 8192), RowEncoder(JsonEnvelope("1"), 8192)
     body = bytes(protobuf.encode(batch)[0].data)
     json_size = len(as_json.encode(batch)[0].data)
     print(f"{'ns per span':34} {'least':>9} {'median':>9}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exporters._encode import lib
 
 from agent.spans import Resource
 from exporters.console import (
@@ -24,7 +25,7 @@ from exporters.console import (
     time_text,
     width_of,
 )
-from tests.exporters.batches import CLIENT, ROW, S, batch_of
+from tests.exporters.batches import CLIENT, CLOCK_OFFSET_NS, ROW, F, S, batch_of, log_batch_of
 from tests.exporters.test_sending import Clock
 
 MS = 1_000_000
@@ -54,6 +55,10 @@ class Terminal:
             return os.read(self.reader, 1 << 20).decode()
         except BlockingIOError:
             return ""
+
+    def tell(self, *findings: F, resources: list[Resource] = RESOURCES) -> str:
+        self.console.export_logs(log_batch_of(findings, resources))
+        return self.text()
 
 
 @pytest.fixture
@@ -292,3 +297,42 @@ def test_flush_prints_what_is_held(terminal: Terminal) -> None:
     assert terminal.show(S(parent=5)) == ""
     assert terminal.console.flush(1)
     assert len(terminal.text().splitlines()) == 1
+
+
+# ---- findings
+
+
+def test_a_finding_is_one_line(terminal: Terminal) -> None:
+    spans = {"ebpf_otlp_tracer.finding.span_ids": ["00f067aa0ba902b7"], "url.path": "/a", "client.port": 80}
+    text = terminal.tell(F(lib.FINDING_HOT_KEY, spans, 1), F(lib.FINDING_COSTLY_COMMAND, severity=0))
+    time = time_text(CLOCK_OFFSET_NS + 1_000_000_000)
+    assert text.splitlines() == [
+        f"{time}     WARN  shop              ! hot_key  One key got a large share of the commands.  "
+        "url.path=/a  client.port=80",
+        f"{time}           nginx             ! costly_command  "
+        "A command ran whose cost grows with the data behind it.",
+    ]
+    assert terminal.console.stats()["sent_logs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("severity", "name"), [(1, "TRACE"), (8, "DEBUG"), (9, "INFO"), (16, "WARN"), (24, "FATAL")]
+)
+def test_a_findings_severity_by_its_number(terminal: Terminal, severity: int, name: str) -> None:
+    assert terminal.tell(F(severity=severity))[12:23].strip() == name
+
+
+def test_a_finding_cannot_drive_the_terminal_and_fits_it() -> None:
+    finding = F(attributes={"url.path": "\x1b[2J\n\u202e" + "日本" * 100})
+    for width in (None, 100):
+        text = Terminal(width=width).tell(finding)
+        assert text.count("\n") == 1 and "\x1b" not in text and "\u202e" not in text
+        assert text.count("日") == 100 if width is None else 99 <= width_of(text.rstrip("\n")) <= 100
+
+
+def test_findings_that_nobody_reads_are_counted(terminal: Terminal) -> None:
+    for _ in range(40):
+        terminal.console.export_logs(log_batch_of([F(attributes={"url.path": "x" * 10_000})] * 5))
+    stats = terminal.console.stats()
+    assert stats["dropped_logs_not_read"] == 200 - stats["sent_logs"] > 0
+    assert (stats["dropped_spans_not_read"], stats["queue_bytes"] <= BUFFER_BYTES_MAX) == (0, True)

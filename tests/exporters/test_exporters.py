@@ -16,7 +16,7 @@ import exporters
 from agent.errors import ConfigError
 from exporters import open_exporters, open_prepared, prepare
 from exporters.sdk import SPAN_BYTES, Converter, SdkExporter, check
-from tests.exporters.batches import CLIENT, S, batch_of, random_spans
+from tests.exporters.batches import CLIENT, F, S, batch_of, log_batch_of, random_spans
 from tests.exporters.collector import Collector
 
 OPTIONS = {
@@ -76,12 +76,14 @@ def test_settings_pass_through_json_and_descriptors_by_number(tmp_path: Path) ->
         assert [exporter.name for exporter in opened] == ["jsonl", "otlp"]
         for exporter in opened:
             exporter.export_spans(batch_of([S(), S()]))
+            exporter.export_logs(log_batch_of([F()]))
             exporter.tick(0.0)
             assert exporter.flush(10)
-            assert exporter.stats()["sent_spans"] == 2
+            assert (exporter.stats()["sent_spans"], exporter.stats()["sent_logs"]) == (2, 1)
             exporter.close()
-    assert len((tmp_path / "t").read_text().splitlines()) == 1
-    assert len(collector.received) == 1
+    for name in ("t", "t.logs"):
+        assert len((tmp_path / name).read_text().splitlines()) == 1
+    assert sorted(received.path for received in collector.received) == ["/v1/logs", "/v1/traces"]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +197,7 @@ def test_the_sdk_lane_exports_in_its_thread_and_counts() -> None:
     exporter = SdkExporter("fake", fake, "1", 1 << 20)
     for _ in range(4):
         exporter.export_spans(batch_of([S(), S()]))
+        exporter.export_logs(log_batch_of([F()]))  # which it has no use for
     exporter.start()
     assert exporter.flush(10)
     stats = exporter.stats()

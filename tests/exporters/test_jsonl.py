@@ -15,13 +15,15 @@ import pytest
 
 from agent.errors import ConfigError
 from agent.spans import MetricBatch
-from exporters.jsonl import JsonlExporter, open_file
-from tests.exporters.batches import S, batch_of
+from exporters import open_exporters
+from exporters.jsonl import JsonlExporter, logs_path, open_file
+from tests.exporters import test_otlp_logs
+from tests.exporters.batches import F, S, batch_of, log_batch_of
 from tests.exporters.test_otlp_encode import RESOURCES, expected, parse_json
 
 
 def exporter_to(path: Path | str, **options: Any) -> JsonlExporter:
-    return JsonlExporter(open_file(str(path)), str(path), "1.2.3", options.pop("spans_max", 8192), **options)
+    return JsonlExporter(open_file(str(path)), str(path), "1.2.3", 8192, **options)
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -149,3 +151,61 @@ def test_a_pipe_that_nobody_reads_is_an_error_at_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         open_file(str(tmp_path / "p"))
     assert error.value.hint == "start a reader first"
+
+
+# ---- findings
+
+
+def opened(path: Path | str) -> JsonlExporter:
+    """By its name, as the command line does."""
+    (exporter,) = open_exporters([f"jsonl:{path}"], {"export.request_spans_max": 8192}, {}, "1.2.3")
+    assert isinstance(exporter, JsonlExporter)
+    return exporter
+
+
+def test_findings_have_a_file_of_their_own(tmp_path: Path) -> None:
+    """https://opentelemetry.io/docs/specs/otel/protocol/file-exporter/: one type of data in a file."""
+    exporter = opened(tmp_path / "t.jsonl")
+    findings = [F(span=i + 1, resource=i % 3, attributes={"url.path": "späth\n\u2028"}) for i in range(10)]
+    exporter.export_logs(log_batch_of(findings, RESOURCES))
+    exporter.export_spans(batch_of([S()]))
+    exporter.export_logs(log_batch_of(findings[:1], RESOURCES))
+    first, second = (tmp_path / "t.logs.jsonl").read_bytes().splitlines()
+    assert test_otlp_logs.parse_json(first) == test_otlp_logs.expected(findings, RESOURCES)
+    assert test_otlp_logs.parse_json(second) == test_otlp_logs.expected(findings[:1], RESOURCES)
+    assert spans_of(tmp_path / "t.jsonl") == 1
+    stats = exporter.stats()
+    assert (stats["sent_spans"], stats["sent_logs"], stats["dropped_logs_no_file"]) == (1, 11, 0)
+    assert stats["sent_bytes"] == sum(
+        (tmp_path / f"t{end}").stat().st_size for end in (".jsonl", ".logs.jsonl")
+    )
+    exporter.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "logs"), [("t.jsonl", "t.logs.jsonl"), ("t", "t.logs"), ("a.b/t.x.json", "a.b/t.x.logs.json")]
+)
+def test_where_findings_go(tmp_path: Path, path: str, logs: str) -> None:
+    (tmp_path / "a.b").mkdir()
+    assert logs_path(str(tmp_path / path), open_file(str(tmp_path / path))) == str(tmp_path / logs)
+
+
+def test_a_device_or_pipe_has_no_place_for_findings(tmp_path: Path) -> None:
+    before = sorted(os.listdir("/dev"))
+    exporter = opened("/dev/null")
+    exporter.export_logs(log_batch_of([F(), F()]))
+    assert exporter.flush(0)
+    exporter.close()
+    assert sorted(os.listdir("/dev")) == before
+    assert (exporter.stats()["dropped_logs_no_file"], exporter.stats().get("sent_logs", 0)) == (2, 0)
+
+
+def test_a_full_disk_costs_findings_of_its_own_count(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    exporter = exporter_to(tmp_path / "t", logs=(open_file("/dev/full"), "/dev/full"))
+    exporter.export_logs(log_batch_of([F(), F()]))
+    exporter.export_spans(batch_of([S()]))
+    stats = exporter.stats()
+    assert (stats["sent_spans"], stats["dropped_logs_write_failed"], stats["failures"]) == (1, 2, 1)
+    assert caplog.messages == ["/dev/full: no space left on device; 0 logs dropped before"]

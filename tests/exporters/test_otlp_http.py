@@ -14,6 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
+    ExportLogsServiceRequest,
+    ExportLogsServiceResponse,
+)
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
@@ -24,10 +28,10 @@ from agent.errors import ConfigError
 from agent.spans import Metric, MetricBatch, Point, Resource
 from exporters import open_exporters, open_prepared, prepare
 from exporters.otlp_http import HttpDestination, OtlpHttpExporter, client_file, partial_success
-from exporters.otlp_settings import read_settings
+from exporters.otlp_settings import SIGNALS, read_settings
 from exporters.retry import Backoff
 from exporters.sender import Unreachable
-from tests.exporters.batches import S, batch_of
+from tests.exporters.batches import F, S, batch_of, log_batch_of
 from tests.exporters.collector import Collector, Reply
 
 PREFIX = "OTEL_EXPORTER_OTLP_"
@@ -71,6 +75,57 @@ def test_spans_and_metrics_arrive() -> None:
     assert "content-encoding" not in second.headers
     assert (stats["sent_spans"], stats["sent_points"], stats["requests"]) == (3, 2, 2)
     assert stats["sent_bytes"] == len(first.raw) + len(second.raw)
+
+
+def test_findings_arrive_as_log_records() -> None:
+    with Collector() as collector:
+        exporter = exporter_to(collector.url, LOGS_HEADERS="api-key=logs", LOGS_COMPRESSION="gzip")
+        exporter.export_logs(log_batch_of([F(span=1), F(span=2)]))
+        exporter.sender.step()
+        send(exporter)
+        stats = exporter.stats()
+    first, second = collector.received
+    assert (first.path, second.path) == ("/v1/logs", "/v1/traces")
+    records = ExportLogsServiceRequest.FromString(first.body).resource_logs[0].scope_logs[0].log_records
+    assert [record.span_id[7] for record in records] == [1, 2]
+    assert (first.headers["api-key"], first.headers["content-encoding"]) == ("logs", "gzip")
+    assert (stats["sent_logs"], stats["sent_spans"], stats["sent_points"]) == (2, 3, 0)
+
+
+def test_findings_as_json() -> None:
+    with Collector() as collector:
+        exporter = exporter_to(collector.url, LOGS_PROTOCOL="http/json")
+        exporter.export_logs(log_batch_of([F()]))
+        exporter.sender.step()
+    (received,) = collector.received
+    assert received.headers["content-type"] == "application/json"
+    assert len(json.loads(received.body)["resourceLogs"][0]["scopeLogs"][0]["logRecords"]) == 1
+
+
+def test_log_records_that_were_refused_are_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    answer = ExportLogsServiceResponse()
+    answer.partial_success.rejected_log_records, answer.partial_success.error_message = 2, "too old"
+    with Collector(Reply(200, body=answer.SerializeToString()), Reply(400)) as collector:
+        exporter = exporter_to(collector.url)
+        for count in (3, 4):
+            exporter.export_logs(log_batch_of([F()] * count))
+            exporter.sender.step()
+    stats = exporter.stats()
+    assert (stats["sent_logs"], stats["dropped_logs_rejected"]) == (1, 6)
+    assert f"{collector.url}/v1/logs accepted all but 2 logs: too old" in caplog.messages
+    assert (stats["sent_spans"], stats["dropped_spans_rejected"]) == (0, 0)
+
+
+def test_log_records_wait_for_their_receiver_behind_nobody() -> None:
+    """A receiver that takes no logs keeps no span waiting."""
+    with Collector(Reply(503), Reply(200)) as collector:
+        exporter = exporter_to(collector.url)
+        exporter.export_logs(log_batch_of([F()]))
+        exporter.sender.step()
+        assert send(exporter)["sent_spans"] == 3
+    assert (exporter.stats()["sent_logs"], exporter.stats()["queue_requests"]) == (0, 1)
+    exporter.close()
+    assert exporter.stats()["dropped_logs_shutdown"] == 1
 
 
 def test_the_connection_is_kept_alive() -> None:
@@ -160,6 +215,7 @@ def response(rejected: int, text: str) -> bytes:
         (response(2**40, "x" * 5000), 2**40, "x" * 200),
         (b'{"partialSuccess":{"rejectedSpans":"2","errorMessage":"bad"}}', 2, "bad"),
         (b'{"partialSuccess":{"rejectedDataPoints":3}}', 3, ""),
+        (b'{"partialSuccess":{"rejectedLogRecords":"4","errorMessage":"old"}}', 4, "old"),
         (b'{"partialSuccess":null}', 0, ""),
         (b'{"partialSuccess":{"rejectedSpans":null}}', 0, ""),
         (b"{}", 0, ""),
@@ -249,7 +305,10 @@ def test_broken_rows_are_counted() -> None:
     batch = batch_of([S(), S()])
     batch.rows["name_offset"][0] = 2**32 - 1
     exporter.export_spans(batch)
-    assert exporter.stats()["dropped_spans_invalid"] == 1
+    findings = log_batch_of([F(), F(severity=25), F(severity=26)])
+    exporter.export_logs(findings)
+    stats = exporter.stats()
+    assert (stats["dropped_spans_invalid"], stats["dropped_logs_invalid"]) == (1, 2)
 
 
 def test_the_thread_sends_and_flush_waits_for_it() -> None:
@@ -373,7 +432,7 @@ def test_mutual_tls_without_privileges(pki: Path) -> None:
     options = {"export.request_spans_max": 8192, "export.queue_bytes": 1 << 20}
     with Collector(tls=server_context(pki, mutual=True)) as collector:
         prepared = prepare(["otlp"], options, environ | {PREFIX + "ENDPOINT": collector.url}, "1")
-        assert len(prepared.fds) == 2
+        assert len(prepared.fds) == len(SIGNALS)
         assert "PRIVATE KEY" not in str(prepared.settings)
         child = os.fork()
         if child == 0:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import ConfigError
-from exporters.otlp_settings import OtlpSettings, SignalSettings, endpoint_is_set, read_settings
+from exporters.otlp_settings import SIGNALS, OtlpSettings, SignalSettings, endpoint_is_set, read_settings
 
 PREFIX = "OTEL_EXPORTER_OTLP_"
 PEM = "-----BEGIN CERTIFICATE-----\nabc\n-----END CERTIFICATE-----\n"
@@ -22,6 +22,10 @@ def traces(**variables: str) -> SignalSettings:
 
 def metrics(**variables: str) -> SignalSettings:
     return read_settings({PREFIX + key: value for key, value in variables.items()}).signals["metrics"]
+
+
+def logs(**variables: str) -> SignalSettings:
+    return read_settings({PREFIX + key: value for key, value in variables.items()}).signals["logs"]
 
 
 def test_defaults() -> None:
@@ -65,6 +69,16 @@ def test_a_signals_own_endpoint_is_used_as_it_is(own: str, url: str) -> None:
     assert metrics(ENDPOINT="http://base", TRACES_ENDPOINT=own).url == "http://base/v1/metrics"
 
 
+def test_logs_have_variables_of_their_own() -> None:
+    general = {"ENDPOINT": "http://base", "HEADERS": "a=1", "TIMEOUT": "5000", "COMPRESSION": "gzip"}
+    assert logs(**general) == SignalSettings("http://base/v1/logs", {"a": "1"}, 5.0, True, False, "", "")
+    own = {"LOGS_ENDPOINT": "http://c/x", "LOGS_HEADERS": "b=2", "LOGS_TIMEOUT": "70"}
+    own |= {"LOGS_COMPRESSION": "none", "LOGS_PROTOCOL": "http/json"}
+    assert logs(**general, **own) == SignalSettings("http://c/x", {"b": "2"}, 0.07, False, True, "", "")
+    assert traces(**general, **own) == traces(**general)
+    assert endpoint_is_set({PREFIX + "LOGS_ENDPOINT": "http://c"})
+
+
 @pytest.mark.parametrize("url", ["localhost:4318", "c", "ftp://c", "http://", "http://c:port", "http://[::1"])
 def test_an_endpoint_that_is_no_url_is_an_error(url: str) -> None:
     with pytest.raises(ConfigError, match=f"{PREFIX}ENDPOINT=.*") as error:
@@ -96,7 +110,7 @@ def test_bad_headers_are_ignored_with_a_warning_that_shows_no_value(
     bad: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert traces(HEADERS=f"{bad},good=1").headers == {"good": "1"}
-    assert len(caplog.records) == 2  # both signals read it
+    assert len(caplog.records) == len(SIGNALS)  # each reads it
     assert f"{PREFIX}HEADERS" in caplog.text
     assert "X: y" not in caplog.text
 
@@ -146,6 +160,7 @@ def test_certificates_are_read_at_once(tmp_path: Path) -> None:
         CLIENT_CERTIFICATE=str(tmp_path / "crt"),
         TRACES_CLIENT_KEY=str(tmp_path / "key"),
         METRICS_CLIENT_KEY=str(tmp_path / "key"),
+        LOGS_CLIENT_KEY=str(tmp_path / "key"),
     )
     assert settings.ca == PEM.replace("abc", "ca")
     assert "crt" in settings.client_pem
