@@ -75,6 +75,7 @@ struct parse_context {
     enum sender sender;
     enum span_kind kind;     /* the side that is observed: attributes differ */
     uint32_t hint;           /* response: of the oldest request not yet answered; 0: none is known */
+    bool within;             /* a message of this direction has begun and not ended, so far as the engine knows */
     bool from_start;         /* both directions were seen from their first byte on */
     void *session;           /* session_size bytes that both directions share, zero at first */
     struct statement_cache *statements;

@@ -345,6 +345,7 @@ static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, u
             .path = c->path,
             .path_size = c->path_size,
             .options = &core->config.protocol,
+            .within = s->in_message,
             .from_start = !c->late,
             .session = c->session,
             .statements = core->statements,
