@@ -10,7 +10,7 @@ import pytest
 
 BPF = Path(__file__).parents[2] / "bpf"
 NO, MAYBE, YES = 0, 1, 2
-ENCRYPTED, HTTP1 = 1, 3
+ENCRYPTED, HTTP1, POSTGRESQL = 1, 3, 4
 Classify = Callable[[bytes], tuple[int, int]]
 
 HTTP_STARTS = [
@@ -32,6 +32,19 @@ TLS_STARTS = [
     bytes.fromhex("16030100f8010000f40303"),  # ClientHello, record version 1.0
     bytes.fromhex("160303007a0200007603030000000000"),  # ServerHello
 ]
+POSTGRESQL_STARTS = [
+    b"\0\0\0\x08\x04\xd2\x16\x2f",  # SSLRequest
+    b"\0\0\0\x08\x04\xd2\x16\x30",  # GSSENCRequest
+    b"\0\0\0\x10\x04\xd2\x16\x2e" + bytes(8),  # CancelRequest
+    b"\0\0\0\x12\0\3\0\0user\0ada\0\0",  # StartupMessage
+    b"\0\0\0\x12\0\3\0\2user\0ada\0\0",  # of protocol 3.2
+    b"Q\0\0\0\x0dSELECT 1\0",
+    b"Q\0\0\0\x0aBEGIN\0",
+    b"P\0\0\0\x10\0SELECT 1\0\0\0E",
+    b"P\0\0\0\x14__s1\0SELECT 1\0\0\0",
+    b"B\0\0\0\x0c\0\0\0\0\0\0\0\0E",
+    b"B\0\0\0\x0e\0s1\0\0\0\0\0\0\0E",
+]
 NOTHING_OF_OURS = [
     b"get / HTTP/1.1\r\n\r\n",
     b"GET  / HTTP/1.1\r\n",
@@ -41,7 +54,15 @@ NOTHING_OF_OURS = [
     b"HTTPX1.1 200 OK\r\n",
     b"*1\r\n$4\r\nPING\r\n\r\n",
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZ",
-    b"\x00\x00\x00\x08\x04\xd2\x16\x2f\0\0\0\0\0\0\0\0",
+    b"\x00\x00\x00\x09\x04\xd2\x16\x2f\0\0\0\0\0\0\0\0",  # an SSLRequest that is too long
+    b"\x00\x00\x00\x20\x00\x02\x00\x00user\0ada",  # PostgreSQL, protocol 2
+    b"\x00\x00\x30\x00\x00\x03\x00\x00user\0ada",  # no startup is so long
+    b"Q\0\0\0\x0dSELECT 1\0Q\0",  # more than a Query
+    b"Q\0\0\0\x0d\1\2LECT 1\0",
+    b"Q\1\0\0\x0dSELECT 1\0",
+    b"P\0\0\0\x10\0\1SELECT 1\0\0\0\0",
+    b"B\0\0\0\x0cportal\0\0\0\0\0\0",
+    b"B\0\0\0\x80\0\0\0\0\0\0\0",  # longer than the call
     b"CONNECT \x01 HTTP/1.1",
     b"SSH-2.0-OpenSSH_9.2\r\n",
     b"220 mail.example ESMTP\r\n",
@@ -90,6 +111,11 @@ def test_http1_message_starts_are_found(classify: Classify, data: bytes) -> None
 @pytest.mark.parametrize("data", TLS_STARTS)
 def test_tls_hellos_are_encrypted(classify: Classify, data: bytes) -> None:
     assert classify(data) == (YES, ENCRYPTED)
+
+
+@pytest.mark.parametrize("data", POSTGRESQL_STARTS)
+def test_postgresql_connections_and_statements_are_found(classify: Classify, data: bytes) -> None:
+    assert classify(data) == (YES, POSTGRESQL)
 
 
 @pytest.mark.parametrize("data", NOTHING_OF_OURS)

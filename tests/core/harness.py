@@ -57,6 +57,7 @@ class Connection:
     pos: list[int]
     local: tuple[str, int]
     remote: tuple[str, int]
+    protocol: int = lib.PROTOCOL_HTTP1
     unsent: list[int] = field(default_factory=lambda: [0, 0])
     shed: int = 0
 
@@ -89,7 +90,7 @@ class Connection:
             lib.EVENT_CHUNK,
             flags,
             direction,
-            lib.PROTOCOL_HTTP1 if protocol is None else protocol,
+            self.protocol if protocol is None else protocol,
             tid or self.tid,
             at,
             self.id,
@@ -116,7 +117,7 @@ class Connection:
 
     def _end(self, kind: int, direction: int, reset: bool, at: int | None) -> None:
         flags = lib.CHUNK_RESET if reset else 0
-        header = self.core.header(kind, flags, direction, lib.PROTOCOL_HTTP1, self.tid, at, self.id)
+        header = self.core.header(kind, flags, direction, self.protocol, self.tid, at, self.id)
         unsent, shed = struct.pack("=II", *self.unsent), struct.pack("=I4x", self.shed)
         totals = bytes(24 + 16) + unsent + bytes(8 + 16) + shed
         self.core.push(header + totals)
@@ -222,10 +223,13 @@ class Core:
         transport: int = lib.TRANSPORT_TCP,
         path: bytes = b"",
         peer_tgid: int = 0,
+        protocol: int = lib.PROTOCOL_HTTP1,
     ) -> Connection:
         self.connections += 1
         local = local or ("127.0.0.1", 8080)
-        conn = Connection(self, self.connections, tgid, tid or tgid, role, list(pos), local, remote)
+        conn = Connection(
+            self, self.connections, tgid, tid or tgid, role, list(pos), local, remote, protocol
+        )
         flags = (lib.OPEN_LATE if late else 0) | (lib.OPEN_AGAIN if again else 0)
         if announce:
             self.push(

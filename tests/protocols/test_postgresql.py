@@ -425,7 +425,7 @@ SIDE = {sender: Side("postgresql", sender, KIND_CLIENT) for sender in (CLIENT, S
 @pytest.mark.parametrize("case", REQUESTS + ANSWERS, ids=lambda case: case.name)
 def test_valid_messages_are_a_start(case: Case) -> None:
     """Whatever the contract cases begin with; what is invalid, one byte long or ready alone is none."""
-    vague = case.end == "invalid" or len(case.data) == 1 or case.data[:1] == b"Z" and case.sender == SERVER
+    vague = case.end == "invalid" or len(case.data) == 1 or (case.data[:1] == b"Z" and case.sender == SERVER)
     if not vague:
         assert driver().resync(SIDE[case.sender], case.data) == 0
         assert driver().resync(SIDE[case.sender], case.data[:16]) == 0
