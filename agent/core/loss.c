@@ -10,7 +10,9 @@
  *                       9.3.2)
  *   an answer           is dropped: it may have been answered.  paired, if the client waits
  *                       An answer whose head was read keeps
- *                       its span, without a size
+ *                       its span, without a size; where the
+ *                       outcome stands at the end (resync_end),
+ *                       only if it is known to have failed
  *   part of a body of   is not concerned                        is paired
  *   known length
  *
@@ -71,6 +73,8 @@ bool loss_told(struct core *core, struct connection *c, const uint32_t unsent[2]
     unsigned answering = answers_direction(c);
     const struct stream *answers = &c->streams[answering];
     bool doubted = answers->sync == SYNC_LOST || told_before[answering];
+    if (c->first && (more[!answering] || left_out))
+        c->first->alone = false;
     bool waits = c->first && !(c->first->responded && doubted);
     /* What is missing may all be of the body that is being read: the next record of that stream tells. */
     if ((more[answering] || left_out) && !(answers->current && stream_in_body(answers)))
@@ -107,6 +111,10 @@ void loss_finish_unseen(struct core *core, struct connection *c)
     struct pending *p = c->first;
     if (p == NULL || !p->responded || (answers->sync != SYNC_LOST && !answers->told))
         return;
+    if (protocol_of(c)->resync_end && !p->failed) {
+        pairing_drop(core, p);
+        return;
+    }
     p->size_unknown |= !stream_in_body(answers) || answers->skip == SKIP_TO_END;
     pairing_finish(core, p, OUTCOME_ANSWERED, c->answered_ktime);
 }
