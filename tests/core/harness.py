@@ -227,9 +227,7 @@ class Core:
     ) -> Connection:
         self.connections += 1
         local = local or ("127.0.0.1", 8080)
-        conn = Connection(
-            self, self.connections, tgid, tid or tgid, role, list(pos), local, remote, protocol
-        )
+        conn = Connection(self, self.connections, tgid, tid or tgid, role, list(pos), local, remote, protocol)
         flags = (lib.OPEN_LATE if late else 0) | (lib.OPEN_AGAIN if again else 0)
         if announce:
             self.push(
