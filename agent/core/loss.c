@@ -41,6 +41,15 @@ static bool between(const struct stream *s)
     return s->sync != SYNC_LOST && !s->in_message && s->skip == 0 && (s->kept == NULL || s->kept->length == 0);
 }
 
+/* A request came that was not seen: the rest of the oldest one's answer may be of that one's. */
+static void accompany(struct connection *c)
+{
+    if (c->first) {
+        c->first->accompanied = true;
+        c->first->alone = false;
+    }
+}
+
 bool loss_told(struct core *core, struct connection *c, const uint32_t unsent[2], uint32_t shed,
                const struct chunk_event *chunk)
 {
@@ -73,8 +82,8 @@ bool loss_told(struct core *core, struct connection *c, const uint32_t unsent[2]
     unsigned answering = answers_direction(c);
     const struct stream *answers = &c->streams[answering];
     bool doubted = answers->sync == SYNC_LOST || told_before[answering];
-    if (c->first && (more[!answering] || left_out))
-        c->first->alone = false;
+    if (more[!answering] || left_out)
+        accompany(c);
     bool waits = c->first && !(c->first->responded && doubted);
     /* What is missing may all be of the body that is being read: the next record of that stream tells. */
     if ((more[answering] || left_out) && !(answers->current && stream_in_body(answers)))
@@ -102,6 +111,7 @@ void loss_of_answers(struct core *core, struct connection *c)
 void loss_of_requests(struct core *core, struct connection *c)
 {
     (void)core;
+    accompany(c);
     doubt(c);
 }
 

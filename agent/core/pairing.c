@@ -329,6 +329,8 @@ void pairing_drop_all(struct core *core, struct connection *c)
 void pairing_drop_unanswered(struct core *core, struct connection *c)
 {
     struct pending *answered = c->first && c->first->responded ? c->first : NULL;
+    if (answered && answered->next)
+        answered->accompanied = true;
     while (answered ? answered->next : c->first)
         pairing_drop(core, answered ? answered->next : c->first);
 }

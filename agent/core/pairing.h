@@ -14,7 +14,8 @@ struct pending {
     bool on_thread, request_ended, responded, size_unknown;
     bool silent, failed, unanswered; /* as struct step has them */
     bool followed;      /* an answer began since it was asked: what is asked next is of another batch */
-    bool alone;         /* nothing else waits since its answer was last lost from sight, as far as is known */
+    bool alone;         /* nothing else waited when its answer was last lost from sight */
+    bool accompanied;   /* another request was dropped or lost while it was the oldest */
     uint8_t traits;
     uint32_t batch;     /* requests sent before any of them was answered: of those that wait, with the first */
     struct pending *batch_first; /* names the batch; to be followed from the last request, unless `followed` */

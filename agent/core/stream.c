@@ -589,7 +589,7 @@ static void conclude(struct feed *f, enum hole hole)
     /* Within the body of one answer the exchange is still known, only where it ends is not. */
     if (p && p->responded && !is_request(f)) {
         p->size_unknown = true;
-        p->alone = p->next == NULL && !c->streams[!f->direction].told;
+        p->alone = p->next == NULL && !p->accompanied;
     }
     if (is_request(f))
         loss_of_requests(f->core, c);

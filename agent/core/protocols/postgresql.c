@@ -73,6 +73,7 @@ enum answer_flags {
     AFFECTED = 32,
     SKIPPING = 64, /* the server waits for a Sync */
     STRAY = 128,   /* what comes up to ReadyForQuery answers nothing that was seen */
+    MORE = 256,    /* something of the answer was read, since the last loss */
 };
 
 struct server_state {
@@ -647,7 +648,7 @@ static enum relation relation_of(const struct message *m, const struct parse_con
         return m->type == 'Z' ? READY : m->type == 'E' ? ASIDE : CONTRADICTS;
     if (within) {
         bool outcome = state->flags & (COMPLETED | FAILED) || strchr("CEIVs", m->type);
-        bool lacks = is_last(m->type, unit) && unit & EXECUTES && !outcome && state->flags & BEGUN;
+        bool lacks = is_last(m->type, unit) && unit & EXECUTES && !outcome && state->flags & MORE;
         return bits & unit && !lacks ? GOES_ON : CONTRADICTS;
     }
     if (m->type == 'Z')
@@ -682,6 +683,8 @@ static enum parse_status responses(struct cursor *in, const struct parse_context
             step->begins = true;
             state->flags |= BEGUN;
         }
+        if (context->within || state->flags & BEGUN)
+            state->flags |= MORE;
         if (at == ASIDE) {
             if (m.type == 'N' && unit)
                 warn(m.head, state);
