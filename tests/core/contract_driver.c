@@ -191,6 +191,7 @@ static void stream(struct setting *s, uint64_t state[STREAM_STATE_SIZE / 8], con
     size_t at = 0, seen = 0, arrived = 0, calls = 0, needed = 0;
     uint64_t skip = 0;
     uint32_t answered = 0, piece = 0, steps = 0;
+    bool within = false;
     const char *end = "need";
     for (;;) {
         size_t passed = skip < arrived - at ? (size_t)skip : arrived - at;
@@ -205,6 +206,7 @@ static void stream(struct setting *s, uint64_t state[STREAM_STATE_SIZE / 8], con
             struct step step;
             in.seen = s->use_seen ? seen : 0;
             s->context.hint = answered < hint_count ? hints[answered] : 0;
+            s->context.within = within;
             status = checked_parse(s->protocol, &in, &s->context, state, &step, b);
             needed = in.need > needed ? in.need : needed;
             if (status == PARSE_OK) {
@@ -216,7 +218,10 @@ static void stream(struct setting *s, uint64_t state[STREAM_STATE_SIZE / 8], con
                     print_step(&step, window, window_length, consumed, b);
                 }
                 steps++;
-                answered += step.begins && !step.interim;
+                if (!step.interim) { /* a hint is of the oldest request until its answer is complete */
+                    answered += (step.begins && within) + step.ends;
+                    within = (step.begins || within) && !step.ends;
+                }
                 at += consumed;
                 skip = step.skip;
                 seen = 0;
