@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.contract import CORE, ROOT, SOURCES, Case, compile_c, protocol_names
+from tests.protocols import seeds
 
 TARGETS = ROOT / "tests" / "fuzz"
 # Warnings are judged by the build, which is another compiler's.
@@ -54,6 +55,21 @@ def write_conversations(corpus: Path, cases: list[Case]) -> None:
         (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
 
 
+def write_recorded(corpus: Path, protocol: str, cases: list[Case]) -> None:
+    """Seeds of a target that reads conversations: those recorded, and each case with what led to it."""
+    conversations = [seeds.load(name) for name in seeds.names(protocol)]
+    for case in cases:
+        said = [(sender, data) for sender, data, _ in case.before]
+        conversations.append([*said, (case.sender, case.data)])
+    for chunks in conversations:
+        seed = bytes((2 | 4, 0, 1, 0))
+        for sender, data in chunks:
+            for at in range(0, len(data), 0xFFFF):
+                piece = data[at : at + 0xFFFF]
+                seed += bytes((sender,)) + len(piece).to_bytes(4, "big") + piece
+        (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+
+
 def fuzz(name: str, seconds: int) -> int:
     """A target named after a protocol stands on that parser alone, any other on the whole core."""
     out = ROOT / "build" / "fuzz" / name
@@ -61,7 +77,11 @@ def fuzz(name: str, seconds: int) -> int:
     corpus.mkdir(parents=True, exist_ok=True)
     if name in protocol_names():
         sources = [*SOURCES, CORE / "protocols" / f"{name}.c"]
-        write_seeds(corpus, importlib.import_module(f"tests.protocols.test_{name}").TestContract.cases)
+        cases = importlib.import_module(f"tests.protocols.test_{name}").TestContract.cases
+        if seeds.names(name):
+            write_recorded(corpus, name, cases)
+        else:
+            write_seeds(corpus, cases)
     else:
         for protocol in protocol_names():
             module = importlib.import_module(f"tests.protocols.test_{protocol}")
