@@ -7,15 +7,18 @@ What seeds must give is read from them by a second reader of RESP, the recursive
 from __future__ import annotations
 
 import random
+import socket
 from collections import Counter
 from typing import Any
 
 import pytest
 from agent.core._core import lib
 
+from benchmarks.databases import redis
+from tests.contract import driver
 from tests.core.harness import CLIENT, IN, OUT, SERVER, Core
 from tests.protocols import seeds
-from tests.protocols.test_redis import LIST, MESSAGE, array, bulk, cmd, confirm, pair_count
+from tests.protocols.test_redis import LIST, MESSAGE, SIDE, array, bulk, cmd, confirm, pair_count
 
 UNSET, ERROR = 0, 2  # enum span_status
 
@@ -110,6 +113,18 @@ def test_a_big_value_is_not_copied_and_ends_when_it_has_passed():
     c.send(cmd("PING"), at=2021)
     c.receive(b"+PONG\r\n", at=2022)
     assert [(s.name, s.start, s.end) for s in core.spans()] == [("GET", 2000, 2020), ("PING", 2021, 2022)]
+
+
+def test_a_list_that_is_not_copied_to_its_end_ends_when_it_was_last_seen():
+    core = Core()
+    c = connect(core)
+    c.send(cmd("LRANGE", "long", "0", "-1"), at=2000)
+    data = array(*[bulk("v" * 100)] * 1000)
+    c.receive(data[:60_000], head=4000, at=2001)
+    c.receive(data[60_000:], head=256, at=2002)
+    c.send(cmd("PING"), at=2003)
+    c.receive(b"+PONG\r\n", at=2004)
+    assert [(s.name, s.start, s.end) for s in core.spans()] == [("LRANGE", 2000, 2002), ("PING", 2003, 2004)]
 
 
 def test_what_is_shown_by_the_option():
@@ -360,6 +375,49 @@ def test_a_seed_with_losses_gives_no_other_pairs(name):
             if span["error.type"] not in ("connection_closed", "timeout"):
                 key = (span.start, span.end, *outcomes([span])[0])
                 assert key in whole or key in blind, (seed, key)
+
+
+def commands_of_the_server() -> list[tuple[str, int, set[bytes], int, int, int]]:
+    """Name, arity, flags, first and last key and the step between, of each command that is no container."""
+    with redis(log=False) as server, socket.create_connection(("127.0.0.1", server.port), 10) as connection:
+        connection.sendall(cmd("COMMAND"))
+        data = b""
+        while True:
+            part = connection.recv(65536)
+            assert part
+            data += part
+            try:
+                (_, entries), _ = read(data, 0)
+                break
+            except (ValueError, IndexError):
+                continue
+    found = []
+    for _, entry in entries:
+        name, arity, flags, first, last, step, *_, subcommands = (value for _, value in entry[:10])
+        if not subcommands:
+            flag_names = {flag for _, flag in flags}
+            found.append((name.decode().upper(), int(arity), flag_names, int(first), int(last), int(step)))
+    return found
+
+
+def test_keys_and_reads_are_those_that_the_server_tells():
+    """Of commands whose keys stand at places of their own; names of fields and channels are shown, too."""
+    moves_on = {"LOLWUT", "RANDOMKEY", "SRANDMEMBER", "HRANDFIELD", "ZRANDMEMBER", "TOUCH", "XREAD"}
+    commands = commands_of_the_server()
+    assert len(commands) > 200
+    for name, arity, flags, first, last, step in commands:
+        words = [f"w{i}" for i in range(1, arity if arity > 0 else 10)]
+        run = driver().stream(SIDE, cmd(name, *words))
+        (asked,) = run["steps"]
+        assert asked["attributes"]["db.operation.name"] == name
+        assert bool(asked["traits"] & 1) == (b"readonly" in flags and name not in moves_on), name
+        shown = {word for word in asked["attributes"]["db.query.text"].split(" ") if word.startswith("w")}
+        end = len(words) + 1 + last if last < 0 else last
+        keys = {words[at - 1] for at in range(first, end + 1, step)} if first else set()
+        if b"movablekeys" in flags or name.startswith("H") or b"pubsub" in flags:
+            assert shown >= keys - {words[0]} if b"movablekeys" in flags else shown >= keys, name
+        else:
+            assert shown == keys, name
 
 
 # --- losses -----------------------------------------------------------------------------------------------

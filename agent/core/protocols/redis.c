@@ -25,7 +25,7 @@ enum {
     LINE_MAX = 512,      /* of a simple string or error; the rest of a longer one is passed over */
     INLINE_MAX = 4096,   /* Redis takes 64 KiB, in this form from people */
     ARGUMENT_MAX = 256,  /* a longer one is passed over, and all that follow are not looked at */
-    HEAD_MAX = 8192,     /* so are arguments that begin behind so many bytes */
+    HEAD_MAX = 4096,     /* so are arguments that begin behind so many bytes */
     WORD_MAX = 12,       /* "punsubscribe" */
     NUMBER_MAX = 0xffff, /* of a database or of channels that a hint holds; what is not less is not known */
     SELECTS = 1 << 11, /* numbers of SELECTs, modulo */
