@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* libFuzzer target over the Redis parser: conversations of both sides, in the windows that the engine would give.
+/* libFuzzer target over the Redis parser: conversations of both sides, in windows as the engine gives them.
  *
- *   input   options, seed of the pieces (4 bytes), then chunks as in tests/protocols/seeds: sender (1), length (4, big
- *           endian), bytes
+ *   input   options, seed of the pieces (4 bytes), then chunks as in tests/protocols/seeds: sender (1),
+ *           length (4, big endian), bytes
  *
- * Beside the checks of ../core/checked.h: chunks that come in pieces make the messages that whole ones make; a
- * resync is inside; a finished span's attributes are well formed. */
+ * Beside the checks of ../core/checked.h: chunks that come in pieces make the messages that whole ones make;
+ * a resync is inside; a finished span's attributes are well formed. */
 #include "checked.h"
 
 extern const struct protocol redis_protocol;
@@ -28,7 +28,7 @@ struct connection {
     uint32_t waiting[WAITING_MAX];
     size_t first, last;
     uint64_t digest;
-    bool over;
+    bool over; /* refused, or left the protocol */
 };
 
 static struct connection connections[2];
@@ -53,7 +53,8 @@ static void finish(const struct step *step, const struct builder *attributes)
     check_list(&more);
 }
 
-static void take(struct connection *c, enum sender sender, const struct step *step, const struct builder *list)
+static void take(struct connection *c, enum sender sender, const struct step *step,
+                 const struct builder *list)
 {
     bool facts[] = {sender, step->begins, step->ends && !step->begins, step->failed, step->opaque};
     if (step->begins) {
@@ -70,7 +71,8 @@ static void take(struct connection *c, enum sender sender, const struct step *st
     c->over |= step->opaque;
 }
 
-static void feed(struct connection *c, enum sender sender, bool from_start, const uint8_t *bytes, size_t length)
+static void feed(struct connection *c, enum sender sender, bool from_start, const uint8_t *bytes,
+                 size_t length)
 {
     struct side *s = &c->sides[sender];
     if (s->kept + length > sizeof s->bytes)

@@ -247,6 +247,7 @@ REPLIES = [
         hints=(hint(UNSUBSCRIBE), hint(PING))),
     reply("UNSUBSCRIBE from nothing", confirm("unsubscribe", None, 0) + b"+OK\r\n", OK, OK, hints=(hint(UNSUBSCRIBE), hint(PLAIN))),
     reply("PING while it listens", MESSAGE + array(bulk("pong"), bulk("")) + MESSAGE, OK, before=LISTENS, hints=(hint(PING),)),
+    reply("a command that is refused while it listens", MESSAGE + b"-ERR Can't execute 'get'\r\n", error("ERR"), before=LISTENS),
     reply("a list that looks like a message", MESSAGE, OK),
     reply("a list that looks like a message, when nothing listens any more", confirm("unsubscribe", "news", 0) + MESSAGE, OK, OK, before=LISTENS,
         hints=(hint(UNSUBSCRIBE, 1), hint(PLAIN))),
