@@ -82,7 +82,7 @@ bool loss_told(struct core *core, struct connection *c, const uint32_t unsent[2]
         return false;
     unsigned answering = answers_direction(c);
     const struct stream *answers = &c->streams[answering], *asks = &c->streams[!answering];
-    /* A request that was lost, if only its end, while another waits whose answer was not lost, is of its batch. */
+    /* A request that was lost, if only its end, while another waits whose answer was not, is of its batch. */
     bool begins = asks->sync != SYNC_LOST && !asks->in_message && asks->skip == 0;
     bool waiting = c->first && !c->first->responded;
     if (chunk && more[!answering] && !more[answering] && begins && waiting)

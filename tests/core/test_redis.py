@@ -84,6 +84,24 @@ def test_a_pipeline_is_a_span_for_each_command_with_the_size_of_the_batch():
     assert {(s["db.operation.batch.size"], s.start, s.end) for s in spans} == {(1000, 2000, 2001)}
 
 
+@pytest.mark.parametrize("answered", [1, 500, 3000])
+def test_more_commands_than_may_wait_are_never_paired_wrongly(answered):
+    core = Core({"pending_max": 1024})
+    asked = [cmd("GET", f"k{i}") for i in range(3100)]
+    answers = [b"-E%d no\r\n" % i for i in range(3100)]
+    c = connect(core)
+    for i in range(0, 3000, 1000):
+        c.send(b"".join(asked[i : i + 1000]))
+    for i in range(0, answered, 500):
+        c.receive(b"".join(answers[i : min(i + 500, answered)]))
+    c.send(b"".join(asked[3000:]))
+    for i in range(answered, 3100, 500):
+        c.receive(b"".join(answers[i : i + 500]))
+    spans = core.spans()
+    assert len(spans) >= min(answered, 1024)
+    assert all(s["db.query.text"] == f"GET k{s['db.response.status_code'][1:]}" for s in spans)
+
+
 @pytest.mark.parametrize("at", range(1, len(cmd("SET", "key", "va\r\nlue") + cmd("GET", "key"))))
 def test_a_call_cut_at_any_byte(at):
     asked = cmd("SET", "key", "va\r\nlue") + cmd("GET", "key")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -77,6 +79,44 @@ def test_each_span_lies_within_its_call(trace):
     assert len(offsets) == 1, "of the wall clock to the monotonic one"
     for span, call in zip(spans, calls, strict=True):
         assert span.end_ns - span.start_ns <= call.end_ns - call.start_ns
+
+
+# Selects database 7 and says so; then, for each line, asks and prints the answer.
+CONNECTED = """
+import socket, sys
+connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+stream = connection.makefile("rb")
+connection.sendall(b"*2\\r\\n$6\\r\\nSELECT\\r\\n$1\\r\\n7\\r\\n")
+print(stream.readline(), flush=True)
+for line in sys.stdin:
+    words = line.split()
+    parts = [b"$%d\\r\\n%b\\r\\n" % (len(word), word.encode()) for word in words]
+    connection.sendall(b"*%d\\r\\n" % len(words) + b"".join(parts))
+    print(stream.readline(), flush=True)
+"""
+
+
+def test_a_connection_that_was_there_before(trace):
+    with redis() as server:
+        command = [sys.executable, "-c", CONNECTED, str(server.port)]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+            assert process.stdin is not None and process.stdout is not None
+            assert "OK" in process.stdout.readline()
+            with trace([process.pid]) as traced:
+                for line in ("SET a 1", "INCR a", "LPUSH a x", "SELECT 3", "INCR b"):
+                    print(line, file=process.stdin, flush=True)
+                    process.stdout.readline()
+                traced.wait_for(5)
+            process.stdin.close()
+    found = [(s.name, s["db.namespace"], s["db.response.status_code"]) for s in traced.of(CLIENT)]
+    assert found == [
+        ("SET", None, None),
+        ("INCR", None, None),
+        ("LPUSH", None, "WRONGTYPE"),
+        ("SELECT", "3", None),
+        ("INCR", "3", None),
+    ]
 
 
 @pytest.mark.parametrize("pipeline", [1, 16, 500])
