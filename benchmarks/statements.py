@@ -122,7 +122,7 @@ def compared(logged: Sequence[str], spans: Sequence[str]) -> tuple[int, int]:
 
 
 def of_sql(statements: Sequence[Statement], dialect: str) -> list[str]:
-    """What of a log is a statement, or failed: not the steps to one. Of several statements in one query MariaDB
+    """What of a log is a statement, or failed, not the steps to one. Of several in one query MariaDB
     logs the first with the whole text, and each later one with what is left of it."""
     spoken = {"statement", "execute", "query", "bulk_execute", "init db"}
     logged, before = [], ""

@@ -221,8 +221,8 @@ INLINE bool chunk(struct work *work, struct control *shared, struct kernel_count
         taken = take_first(work, least(wanted, size - offset));
         if (taken && protocol == PROTOCOL_UNDECIDED)
             verdict = classify_so_far(stream, work, taken, size, &looks_like);
-        else if (taken && !database)
-            verdict = classify(work->payload, least(taken, CLASSIFY_BYTES), size, &looks_like);
+        else if (taken)
+            verdict = classify_again(protocol, work->payload, least(taken, CLASSIFY_BYTES), size);
         if (verdict == VERDICT_YES && protocol == PROTOCOL_UNDECIDED) {
             connection->protocol = protocol = looks_like;
             if (protocol == PROTOCOL_ENCRYPTED) {
@@ -230,8 +230,6 @@ INLINE bool chunk(struct work *work, struct control *shared, struct kernel_count
                 return false;
             }
         }
-        if (verdict == VERDICT_YES && looks_like != protocol)
-            verdict = VERDICT_NO; /* TLS, say, inside a body */
     }
     bool is_start = verdict != VERDICT_NO || turned;
     if (protocol == PROTOCOL_UNDECIDED && !is_start) {

@@ -179,3 +179,15 @@ static inline __attribute__((always_inline)) enum verdict classify(const uint8_t
 #undef CLASSIFY
     return best;
 }
+
+/* May a message of this protocol begin here? Not asked of databases, which are copied by turns. */
+static inline __attribute__((always_inline)) enum verdict classify_again(uint8_t protocol, const uint8_t *bytes,
+                                                                         uint32_t n, uint32_t size)
+{
+#define CLASSIFY_AGAIN(identifier, name, database)                                                     \
+    if (!(database) && protocol == PROTOCOL_##identifier)                                              \
+        return classify_##name(bytes, n, size);
+    PROTOCOLS(CLASSIFY_AGAIN)
+#undef CLASSIFY_AGAIN
+    return VERDICT_NO;
+}

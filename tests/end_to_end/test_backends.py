@@ -14,8 +14,8 @@ import pytest
 from agent.backend import KPROBE_PMU
 from benchmarks import servers
 from benchmarks.agent import agent
+from benchmarks.spans import CLIENT, SERVER
 from tests import io_uring
-from tests.end_to_end.conftest import CLIENT, SERVER
 from tests.end_to_end.test_lifecycle import wait_until
 from tests.end_to_end.test_servers import connected, read_responses
 

@@ -16,7 +16,7 @@ from benchmarks import load, servers
 from benchmarks.agent import CHUNKS, agent, command
 from benchmarks.patience import patience
 from benchmarks.sink import sink
-from tests.end_to_end.conftest import SERVER
+from benchmarks.spans import SERVER
 from tests.end_to_end.test_lifecycle import GET, ask, wait_until
 from tests.end_to_end.test_servers import connected
 

@@ -15,8 +15,8 @@ import pytest
 from agent import btf, loader
 from benchmarks import servers
 from benchmarks.agent import agent, command
+from benchmarks.spans import SERVER
 from tests.bpf.test_self_test import python_with
-from tests.end_to_end.conftest import SERVER
 from tests.end_to_end.test_lifecycle import ask
 
 pytestmark = pytest.mark.kernel

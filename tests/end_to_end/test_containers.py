@@ -13,7 +13,7 @@ from agent.enrichment.process import read_process
 from benchmarks.agent import Agent
 from benchmarks.agent import agent as run_agent
 from benchmarks.processes import free_port
-from tests.end_to_end.conftest import CLIENT, SERVER, Span, read_spans
+from benchmarks.spans import CLIENT, SERVER, Span, read_spans
 from tests.end_to_end.namespaces import client
 from tests.end_to_end.podman import Container, Podman, hierarchies, podman
 from tests.end_to_end.test_lifecycle import selecting, wait_until

@@ -20,8 +20,8 @@ import pytest
 from agent import attach
 from benchmarks import servers
 from benchmarks.agent import agent
+from benchmarks.spans import CLIENT, SERVER
 from tests.bpf.calls import in_network
-from tests.end_to_end.conftest import CLIENT, SERVER
 from tests.end_to_end.test_lifecycle import wait_until
 from tests.end_to_end.test_servers import connected, read_responses
 from tests.reflector import HERE, PEER, Reflector

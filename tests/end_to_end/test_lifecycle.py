@@ -20,7 +20,7 @@ import pytest
 from benchmarks import servers
 from benchmarks.agent import Agent, Counters, agent, command
 from benchmarks.patience import patience
-from tests.end_to_end.conftest import CLIENT, SERVER, read_spans
+from benchmarks.spans import CLIENT, SERVER, read_spans
 from tests.end_to_end.test_servers import connected, read_responses
 
 pytestmark = pytest.mark.kernel

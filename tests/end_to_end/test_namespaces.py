@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.agent import command
 from benchmarks.processes import free_port
-from tests.end_to_end.conftest import CLIENT, SERVER, read_spans
+from benchmarks.spans import CLIENT, SERVER, read_spans
 from tests.end_to_end.namespaces import (
     IN_PID_NAMESPACE,
     Network,

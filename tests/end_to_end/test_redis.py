@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.clients import client, redis_benchmark
 from benchmarks.databases import redis
-from tests.end_to_end.conftest import CLIENT, SERVER
+from benchmarks.spans import CLIENT, SERVER
 
 pytestmark = pytest.mark.kernel
 

@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks import servers
 from benchmarks.patience import patience
-from tests.end_to_end.conftest import CLIENT, SERVER
+from benchmarks.spans import CLIENT, SERVER
 
 pytestmark = pytest.mark.kernel
 

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import servers
 from benchmarks.patience import patience
-from tests.end_to_end.conftest import SERVER
+from benchmarks.spans import SERVER
 from tests.end_to_end.test_servers import connected, read_responses
 
 pytestmark = pytest.mark.kernel

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import servers
-from tests.end_to_end.conftest import CLIENT, SERVER
+from benchmarks.spans import CLIENT, SERVER
 from tests.end_to_end.test_servers import connected, read_responses
 
 pytestmark = pytest.mark.kernel
