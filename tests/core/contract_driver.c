@@ -171,6 +171,7 @@ static void print_step(const struct step *step, const uint8_t *window, size_t le
            "\"traits\": %u, \"transaction\": %u, ",
            step->encrypted, step->silent, step->unanswered, step->voids, step->answers, step->traits,
            step->transaction);
+    printf("\"shape\": %" PRIu64 ", \"exact\": %" PRIu64 ", ", step->shape, step->exact);
     printf("\"trace_id\": ");
     print_hex(step->context.trace_id, step->context.valid ? 16 : 0);
     printf(", \"parent_id\": ");
