@@ -5,10 +5,11 @@
 /* X(identifier, name, database): a parser agent/core/protocols/<name>.c, a classifier classify_<name>().
  * Of a database the kernel side copies what a turn begins with, and no framing out of the middle of answers:
  * the lengths stand in front, the outcome stands at the end. */
-#define PROTOCOLS(X)    \
-    X(HTTP1, http1, 0)  \
-    X(REDIS, redis, 1)  \
-    X(MYSQL, mysql, 1)
+#define PROTOCOLS(X)             \
+    X(HTTP1, http1, 0)           \
+    X(POSTGRESQL, postgresql, 1) \
+    X(MYSQL, mysql, 1)           \
+    X(REDIS, redis, 1)
 
 enum protocol_id {
     PROTOCOL_UNDECIDED = 0,

@@ -230,7 +230,8 @@ def messages(run: dict[str, Any]) -> list[dict[str, Any]]:
             last["attributes"].update(step["attributes"])
             last.update({name: last[name] | step[name] for name in ("hint", "traits", "failed")})
             last.update({name: step[name] for name in ("silent", "unanswered")})
-            last.update({name: step[name] or last[name] for name in ("status", "transaction")})
+            last.update({name: step[name] or last[name] for name in ("status", "transaction", "shape")})
+            last["exact"] = step["exact"] if step["shape"] else last["exact"]
         if step["body"]:
             assert open_message, "content outside of a message"
             out[-1]["body"] += step["body"]

@@ -10,8 +10,9 @@
  *                       9.3.2)
  *   an answer           is dropped: it may have been answered.  paired, if the client waits
  *                       An answer whose head was read keeps
- *                       its span, without a size, unless its
- *                       outcome stands at its end (databases)
+ *                       its span, without a size; where the
+ *                       outcome stands at the end (resync_end),
+ *                       only if it is known to have failed
  *   part of a body of   is not concerned                        is paired
  *   known length
  *
@@ -39,6 +40,15 @@ static bool grew(uint32_t now, uint32_t *known)
 static bool between(const struct stream *s)
 {
     return s->sync != SYNC_LOST && !s->in_message && s->skip == 0 && (s->kept == NULL || s->kept->length == 0);
+}
+
+/* A request came that was not seen: the rest of the oldest one's answer may be of that one's. */
+static void accompany(struct connection *c)
+{
+    if (c->first) {
+        c->first->accompanied = true;
+        c->first->alone = false;
+    }
 }
 
 bool loss_told(struct core *core, struct connection *c, const uint32_t unsent[2], uint32_t shed,
@@ -71,8 +81,15 @@ bool loss_told(struct core *core, struct connection *c, const uint32_t unsent[2]
     if (c->kind == 0)
         return false;
     unsigned answering = answers_direction(c);
-    const struct stream *answers = &c->streams[answering];
+    const struct stream *answers = &c->streams[answering], *asks = &c->streams[!answering];
+    /* A request that was lost, if only its end, while another waits whose answer was not, is of its batch. */
+    bool begins = asks->sync != SYNC_LOST && !asks->in_message && asks->skip == 0;
+    bool waiting = c->first && !c->first->responded;
+    if (chunk && more[!answering] && !more[answering] && begins && waiting)
+        c->batched |= protocol_of(c)->batches;
     bool doubted = answers->sync == SYNC_LOST || told_before[answering];
+    if (more[!answering] || left_out)
+        accompany(c);
     bool waits = c->first && !(c->first->responded && doubted);
     /* What is missing may all be of the body that is being read: the next record of that stream tells. */
     if ((more[answering] || left_out) && !(answers->current && stream_in_body(answers)))
@@ -102,6 +119,7 @@ void loss_of_answers(struct core *core, struct connection *c)
 void loss_of_requests(struct core *core, struct connection *c)
 {
     (void)core;
+    accompany(c);
     doubt(c);
 }
 
@@ -111,8 +129,8 @@ void loss_finish_unseen(struct core *core, struct connection *c)
     struct pending *p = c->first;
     if (p == NULL || !p->responded || (answers->sync != SYNC_LOST && !answers->told && !p->size_unknown))
         return;
-    if (protocol_of(c)->resync_end) { /* how it went stands where it was not seen */
-        pairing_drop_first(core, c);
+    if (protocol_of(c)->resync_end && !p->failed) {
+        pairing_drop(core, p);
         return;
     }
     p->size_unknown |= !stream_in_body(answers) || answers->skip == SKIP_TO_END;

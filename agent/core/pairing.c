@@ -313,29 +313,26 @@ void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, 
     pending_free(core, p);
 }
 
-static void drop(struct core *core, struct pending *p)
+void pairing_drop(struct core *core, struct pending *p)
 {
     if (!p->silent)
         count_dropped(core, p->tgid);
     pending_free(core, p);
 }
 
-void pairing_drop_first(struct core *core, struct connection *c)
-{
-    drop(core, c->first);
-}
-
 void pairing_drop_all(struct core *core, struct connection *c)
 {
     while (c->first)
-        drop(core, c->first);
+        pairing_drop(core, c->first);
 }
 
 void pairing_drop_unanswered(struct core *core, struct connection *c)
 {
     struct pending *answered = c->first && c->first->responded ? c->first : NULL;
+    if (answered && answered->next)
+        answered->accompanied = true;
     while (answered ? answered->next : c->first)
-        drop(core, answered ? answered->next : c->first);
+        pairing_drop(core, answered ? answered->next : c->first);
 }
 
 void pairing_finish_all(struct core *core, struct connection *c, enum outcome outcome, uint64_t ktime_ns)

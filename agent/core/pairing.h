@@ -15,6 +15,7 @@ struct pending {
     bool silent, failed, unanswered; /* as struct step has them */
     bool followed;      /* an answer began since it was asked: what is asked next is of another batch */
     bool alone;         /* nothing else waited when its answer was last lost from sight */
+    bool accompanied;   /* another request was dropped or lost while it was the oldest */
     uint8_t traits;
     uint32_t batch;     /* requests sent before any of them was answered: of those that wait, with the first */
     struct pending *batch_first; /* names the batch; to be followed from the last request, unless `followed` */
@@ -42,9 +43,9 @@ void pairing_response_more(struct core *core, struct pending *p, const struct st
                            const struct builder *attributes);
 /* Makes the span, unless the exchange is silent, and frees the exchange. */
 void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, uint64_t end_ktime);
-/* Frees the oldest without a span: how it ended was not seen. */
-void pairing_drop_first(struct core *core, struct connection *c);
-/* Frees without a span: which answer belongs to which request is not known any more. */
+/* Frees without a span: how it ended is not known. */
+void pairing_drop(struct core *core, struct pending *p);
+/* Frees all without a span: which answer belongs to which request is not known any more. */
 void pairing_drop_all(struct core *core, struct connection *c);
 /* The same for those of which no answer was seen to begin. */
 void pairing_drop_unanswered(struct core *core, struct connection *c);

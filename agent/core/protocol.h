@@ -76,6 +76,7 @@ struct parse_context {
     enum span_kind kind;     /* the side that is observed: attributes differ */
     uint32_t hint;           /* response: of the oldest request not yet answered; 0: none is known */
     uint8_t requests_lost;   /* how often the place in the requests was lost so far; begins again after 31 */
+    bool within;             /* a message of this direction has begun and not ended, so far as the engine knows */
     bool from_start;         /* both directions were seen from their first byte on */
     void *session;           /* session_size bytes that both directions share, zero at first */
     struct statement_cache *statements;

@@ -12,8 +12,7 @@ enum redis_limits {
     REDIS_OPERATION_MAX = 64, /* of a name and a subcommand */
 };
 
-/* Commands that the protocol must know, because they change what follows. PLAIN and EXEC alone are answered
- * by arrays that may hold anything. */
+/* Commands that the protocol must know, because they change what follows or how they are answered. */
 enum redis_kind {
     REDIS_PLAIN = 1,
     REDIS_SELECT,

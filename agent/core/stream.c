@@ -348,6 +348,7 @@ static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, u
             .path_size = c->path_size,
             .options = &core->config.protocol,
             .requests_lost = c->requests_lost,
+            .within = s->in_message,
             .from_start = !c->late,
             .session = c->session,
             .statements = core->statements,
@@ -431,11 +432,12 @@ static void found_again(struct feed *f)
 {
     struct stream *s = f->s;
     struct pending *p = f->c->first;
-    if (is_answer(f) && protocol_of(f->c)->resync_end == NULL) {
-        loss_finish_unseen(f->core, f->c);
-    } else if (is_answer(f) && p && p->responded && p->alone && !f->c->streams[!f->direction].told) {
+    bool goes_on = p && p->responded && p->alone && protocol_of(f->c)->resync_end;
+    if (is_answer(f) && goes_on) {
         s->current = p;
         s->in_message = true;
+    } else if (is_answer(f)) {
+        loss_finish_unseen(f->core, f->c);
     }
     s->sync = SYNC_OK;
     f->core->stats.resyncs += s->lost_as != LEDGER_LATE;
@@ -590,7 +592,7 @@ static void conclude(struct feed *f, enum hole hole)
     /* Within the body of one answer the exchange is still known, only where it ends is not. */
     if (p && p->responded && !is_request(f)) {
         p->size_unknown = true;
-        p->alone = p->next == NULL;
+        p->alone = p->next == NULL && !p->accompanied;
     }
     if (is_request(f))
         loss_of_requests(f->core, c);
@@ -669,6 +671,7 @@ static bool arrive(struct feed *f)
         s->seen = e->pos;
         if (s->told && s->sync == SYNC_NEW) {
             count_gap(f, s->told & TOLD_UNSENT ? GAP_LOST : GAP_SHED);
+            f->c->late = true; /* its first bytes are as unknown as those of one that was joined */
             conclude(f, HOLE_TOLD);
             stream_lose(f->core, f->c, f->direction, LEDGER_LOST);
         }

@@ -13,7 +13,7 @@ from tests.contract import protocol_names
 BPF = Path(__file__).parents[2] / "bpf"
 NO, MAYBE, YES = 0, 1, 2
 ENCRYPTED, HTTP1 = 1, 3
-REDIS, MYSQL = (HTTP1 + protocol_names().index(name) for name in ("redis", "mysql"))
+POSTGRESQL, MYSQL, REDIS = (HTTP1 + protocol_names().index(n) for n in ("postgresql", "mysql", "redis"))
 Classify = Callable[[bytes], tuple[int, int]]
 
 HTTP_STARTS = [
@@ -51,6 +51,19 @@ REDIS_STARTS = [
     b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n",
     b"*12345\r\n$4\r\nMGET\r\n",
 ]
+POSTGRESQL_STARTS = [
+    b"\0\0\0\x08\x04\xd2\x16\x2f",  # SSLRequest
+    b"\0\0\0\x08\x04\xd2\x16\x30",  # GSSENCRequest
+    b"\0\0\0\x10\x04\xd2\x16\x2e" + bytes(8),  # CancelRequest
+    b"\0\0\0\x12\0\3\0\0user\0ada\0\0",  # StartupMessage
+    b"\0\0\0\x12\0\3\0\2user\0ada\0\0",  # of protocol 3.2
+    b"Q\0\0\0\x0dSELECT 1\0",
+    b"Q\0\0\0\x0aBEGIN\0",
+    b"P\0\0\0\x10\0SELECT 1\0\0\0E",
+    b"P\0\0\0\x14__s1\0SELECT 1\0\0\0",
+    b"B\0\0\0\x0c\0\0\0\0\0\0\0\0E",
+    b"B\0\0\0\x0e\0s1\0\0\0\0\0\0\0E",
+]
 NOTHING_OF_OURS = [
     b"*0\r\n$4\r\nPING\r\n",
     b"*-1\r\n",
@@ -67,7 +80,15 @@ NOTHING_OF_OURS = [
     b"HTTP/2.0 200 OK\r\n",
     b"HTTPX1.1 200 OK\r\n",
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZ",
-    b"\x00\x00\x00\x08\x04\xd2\x16\x2f\0\0\0\0\0\0\0\0",
+    b"\x00\x00\x00\x09\x04\xd2\x16\x2f\0\0\0\0\0\0\0\0",  # an SSLRequest that is too long
+    b"\x00\x00\x00\x20\x00\x02\x00\x00user\0ada",  # PostgreSQL, protocol 2
+    b"\x00\x00\x30\x00\x00\x03\x00\x00user\0ada",  # no startup is so long
+    b"Q\0\0\0\x0dSELECT 1\0Q\0",  # more than a Query
+    b"Q\0\0\0\x0d\1\2LECT 1\0",
+    b"Q\1\0\0\x0dSELECT 1\0",
+    b"P\0\0\0\x10\0\1SELECT 1\0\0\0\0",
+    b"B\0\0\0\x0cportal\0\0\0\0\0\0",
+    b"B\0\0\0\x80\0\0\0\0\0\0\0",  # longer than the call
     b"CONNECT \x01 HTTP/1.1",
     b"SSH-2.0-OpenSSH_9.2\r\n",
     b"220 mail.example ESMTP\r\n",
@@ -76,7 +97,7 @@ NOTHING_OF_OURS = [
     b"\x09\0\0\0\x17SELECT 1     ",  # no execution
     b"\x10\0\0\0\x0a8.0.36\0" + bytes(8),  # too short for a greeting
     b"\x4a\0\0\0\x0ax.0.36\0" + bytes(64),  # no version
-    b"\0\0\0\0\x0e",
+    b"\0\0\0\0\x0e\0\0\0",
     bytes.fromhex("1503030002020a") + bytes(9),  # TLS alert: no opening record
     bytes.fromhex("16030500f80100") + bytes(9),  # no such version
     bytes.fromhex("160303ffff0100") + bytes(9),  # record too long
@@ -140,6 +161,11 @@ def test_redis_commands_are_found(classify: Classify, data: bytes) -> None:
 @pytest.mark.parametrize("data", TLS_STARTS)
 def test_tls_hellos_are_encrypted(classify: Classify, data: bytes) -> None:
     assert classify(data) == (YES, ENCRYPTED)
+
+
+@pytest.mark.parametrize("data", POSTGRESQL_STARTS)
+def test_postgresql_connections_and_statements_are_found(classify: Classify, data: bytes) -> None:
+    assert classify(data) == (YES, POSTGRESQL)
 
 
 @pytest.mark.parametrize("data", NOTHING_OF_OURS)

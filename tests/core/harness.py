@@ -57,9 +57,9 @@ class Connection:
     pos: list[int]
     local: tuple[str, int]
     remote: tuple[str, int]
+    protocol: int = lib.PROTOCOL_HTTP1
     unsent: list[int] = field(default_factory=lambda: [0, 0])
     shed: int = 0
-    protocol: int = lib.PROTOCOL_HTTP1
 
     def chunk(
         self,
@@ -227,9 +227,7 @@ class Core:
     ) -> Connection:
         self.connections += 1
         local = local or ("127.0.0.1", 8080)
-        conn = Connection(
-            self, self.connections, tgid, tid or tgid, role, list(pos), local, remote, protocol=protocol
-        )
+        conn = Connection(self, self.connections, tgid, tid or tgid, role, list(pos), local, remote, protocol)
         flags = (lib.OPEN_LATE if late else 0) | (lib.OPEN_AGAIN if again else 0)
         if announce:
             self.push(

@@ -77,6 +77,21 @@ def write_statements(corpus: Path) -> None:
         (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
 
 
+def write_recorded(corpus: Path, protocol: str, cases: list[Case]) -> None:
+    """Seeds of a target that reads conversations: those recorded, and each case with what led to it."""
+    conversations = [seeds.load(name) for name in seeds.names(protocol)]
+    for case in cases:
+        said = [(sender, data) for sender, data, _ in case.before]
+        conversations.append([*said, (case.sender, case.data)])
+    for chunks in conversations:
+        seed = bytes((2 | 4, 0, 1, 0))
+        for sender, data in chunks:
+            for at in range(0, len(data), 0xFFFF):
+                piece = data[at : at + 0xFFFF]
+                seed += bytes((sender,)) + len(piece).to_bytes(4, "big") + piece
+        (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+
+
 def fuzz(name: str, seconds: int) -> int:
     """A target named after a protocol stands on that parser alone, sql on itself, any other on the core."""
     out = ROOT / "build" / "fuzz" / name
@@ -87,6 +102,8 @@ def fuzz(name: str, seconds: int) -> int:
         cases = importlib.import_module(f"tests.protocols.test_{name}").TestContract.cases
         if name == "mysql":
             write_said(corpus, cases, seeds.names(name))
+        elif seeds.names(name):
+            write_recorded(corpus, name, cases)
         else:
             write_seeds(corpus, cases)
     elif name == "sql":

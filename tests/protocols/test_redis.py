@@ -247,6 +247,7 @@ REPLIES = [
         hints=(hint(UNSUBSCRIBE), hint(PING))),
     reply("UNSUBSCRIBE from nothing", confirm("unsubscribe", None, 0) + b"+OK\r\n", OK, OK, hints=(hint(UNSUBSCRIBE), hint(PLAIN))),
     reply("PING while it listens", MESSAGE + array(bulk("pong"), bulk("")) + MESSAGE, OK, before=LISTENS, hints=(hint(PING),)),
+    reply("a command that is refused while it listens", MESSAGE + b"-ERR Can't execute 'get'\r\n", error("ERR"), before=LISTENS),
     reply("a list that looks like a message", MESSAGE, OK),
     reply("a list that looks like a message, when nothing listens any more", confirm("unsubscribe", "news", 0) + MESSAGE, OK, OK, before=LISTENS,
         hints=(hint(UNSUBSCRIBE, 1), hint(PLAIN))),
@@ -309,3 +310,20 @@ def test_the_table_of_commands_is_in_the_order_in_which_it_is_searched():
     names = re.findall(r'(?:\bC|KIND|GROUP)\("([^"]+)"', source)
     assert names == sorted(set(names))
     assert len(names) > 200
+
+
+def test_what_is_asked_again_has_the_same_hash_and_what_is_alike_the_same_shape():
+    def hashes(data: bytes) -> tuple[int, int]:
+        (step,) = driver().stream(SIDE, data)["steps"]
+        return step["shape"], step["exact"]
+
+    shape, exact = hashes(cmd("GET", "a"))
+    assert shape and exact
+    assert hashes(cmd("get", "a")) == (shape, exact)
+    assert hashes(b"GET a\r\n") == (shape, exact)
+    assert hashes(cmd("GET", "b"))[0] == shape
+    assert hashes(cmd("GET", "b"))[1] != exact
+    assert hashes(cmd("INCR", "a"))[0] != shape
+    assert hashes(cmd("CONFIG", "GET", "a"))[0] != hashes(cmd("CONFIG", "SET", "a"))[0]
+    assert hashes(cmd("MGET", "a", "b"))[1] != hashes(cmd("MGET", "ab", ""))[1]
+    assert hashes(cmd("SET", "a", "x" * 300))[1] == 0, "not all of it was read"

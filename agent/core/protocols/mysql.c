@@ -11,9 +11,9 @@
  *
  * A command is a request in one step, however much of it is read. Of an answer a step takes as many packets
  * as the window holds. Within it sequence numbers run on, which finds the seams after a loss: an answer
- * begins with the number that follows its request's. The hint of a request tells what its answer looks like, that
- * number, and which request it is, for what only counts once it has succeeded: a prepared statement, another
- * database.
+ * begins with the number that follows its request's. The hint of a request tells what its answer looks like,
+ * that number, and which request it is, for what only counts once it has succeeded: a prepared statement,
+ * another database.
  *
  * Where the greeting was not seen the capabilities are not known, and nothing depends on them that the
  * packets themselves do not tell: an EOF has 5 bytes, the OK that stands for it has at least 7.
@@ -142,9 +142,9 @@ enum command_code {
     COM_QUIT = 0x01, COM_INIT_DB = 0x02, COM_QUERY = 0x03, COM_FIELD_LIST = 0x04, COM_CREATE_DB = 0x05,
     COM_DROP_DB = 0x06, COM_REFRESH = 0x07, COM_SHUTDOWN = 0x08, COM_STATISTICS = 0x09,
     COM_PROCESS_INFO = 0x0a, COM_PROCESS_KILL = 0x0c, COM_DEBUG = 0x0d, COM_PING = 0x0e,
-    COM_CHANGE_USER = 0x11, COM_BINLOG_DUMP = 0x12, COM_TABLE_DUMP = 0x13, COM_REGISTER_SLAVE = 0x15, COM_STMT_PREPARE = 0x16,
-    COM_STMT_EXECUTE = 0x17, COM_STMT_SEND_LONG_DATA = 0x18, COM_STMT_CLOSE = 0x19, COM_STMT_RESET = 0x1a,
-    COM_SET_OPTION = 0x1b, COM_STMT_FETCH = 0x1c, COM_BINLOG_DUMP_GTID = 0x1e, COM_RESET_CONNECTION = 0x1f,
+    COM_CHANGE_USER = 0x11, COM_BINLOG_DUMP = 0x12, COM_TABLE_DUMP = 0x13, COM_REGISTER_SLAVE = 0x15,
+    COM_STMT_PREPARE = 0x16, COM_STMT_EXECUTE = 0x17, COM_STMT_SEND_LONG_DATA = 0x18, COM_STMT_CLOSE = 0x19,
+    COM_STMT_RESET = 0x1a, COM_SET_OPTION = 0x1b, COM_STMT_FETCH = 0x1c, COM_BINLOG_DUMP_GTID = 0x1e, COM_RESET_CONNECTION = 0x1f,
     COM_STMT_BULK_EXECUTE = 0xfa,
 };
 

@@ -22,13 +22,14 @@
 
 enum {
     PORT = 6379,
-    LINE_MAX = 512,      /* of a simple string or error; the rest of a longer one is passed over */
+    TEXT_LINE_MAX = 512, /* of a simple string or error; the rest of a longer one is passed over */
     INLINE_MAX = 4096,   /* Redis takes 64 KiB, in this form from people */
+    INLINE_WORDS = 64,   /* that are looked at */
     ARGUMENT_MAX = 256,  /* a longer one is passed over, and all that follow are not looked at */
-    HEAD_MAX = 8192,     /* so are arguments that begin behind so many bytes */
+    HEAD_MAX = 4096,     /* so are arguments that begin behind so many bytes */
     WORD_MAX = 12,       /* "punsubscribe" */
     NUMBER_MAX = 0xffff, /* of a database or of channels that a hint holds; what is not less is not known */
-    SELECTS = 1 << 11, /* numbers of SELECTs, modulo */
+    SELECTS = 1 << 11,   /* numbers of SELECTs, modulo */
     ELEMENTS_MAX = INT32_MAX,
 };
 #define LEFT_MAX (1ULL << 48) /* elements of a reply */
@@ -62,7 +63,7 @@ struct reply_state {
     uint64_t left;          /* elements of the reply that is being read */
     uint32_t confirmations; /* replies still to come that belong to the answer */
     uint8_t confirms;       /* enum redis_kind that they confirm */
-    bool in_line;           /* behind the first LINE_MAX bytes of a line */
+    bool in_line;           /* behind the first TEXT_LINE_MAX bytes of a line */
     bool answers;           /* an answer is open */
     bool aside;             /* the reply is no part of it */
     bool counts;            /* nothing was missed since subscriptions are counted */
@@ -127,14 +128,14 @@ static int64_t count_line(struct cursor *in, int64_t max)
     return null ? -1 : n;
 }
 
-/* Up to CRLF, or the first LINE_MAX bytes: then *goes_on. */
+/* Up to CRLF, or the first TEXT_LINE_MAX bytes: then *goes_on. */
 static struct text short_line(struct cursor *in, bool *goes_on)
 {
-    size_t left = cursor_left(in), scan = left < LINE_MAX ? left : LINE_MAX;
+    size_t left = cursor_left(in), scan = left < TEXT_LINE_MAX ? left : TEXT_LINE_MAX;
     const uint8_t *lf = in->status == PARSE_OK ? memchr(in->at, '\n', scan) : NULL;
-    *goes_on = in->status == PARSE_OK && lf == NULL && left >= LINE_MAX;
+    *goes_on = in->status == PARSE_OK && lf == NULL && left >= TEXT_LINE_MAX;
     if (lf == NULL) {
-        struct slice part = cursor_bytes(in, *goes_on ? LINE_MAX : left + 1);
+        struct slice part = cursor_bytes(in, *goes_on ? TEXT_LINE_MAX : left + 1);
         return (struct text){slice_bytes(in, part), part.length};
     }
     struct slice line = cursor_bytes(in, (size_t)(lf - in->at) + 1);
@@ -147,7 +148,7 @@ static struct text short_line(struct cursor *in, bool *goes_on)
 static void plain_line(struct cursor *in, const char *characters)
 {
     for (int c = cursor_peek(in), n = 0; c >= 0 && c != '\r'; c = cursor_peek(in), n++) {
-        if (n == LINE_MAX || strchr(characters, c) == NULL || c == 0)
+        if (n == TEXT_LINE_MAX || strchr(characters, c) == NULL || c == 0)
             cursor_fail(in, PARSE_INVALID);
         cursor_u8(in);
     }
@@ -245,7 +246,28 @@ static void asked(struct redis_request *r, const struct parse_context *context, 
     redis_told(r, step, attributes);
 }
 
-/* A command is a line of words, as people type it; words may be quoted. Empty lines are no command. */
+/* Takes a word off the line, without quotes around all of it. Between quotes spaces are part of a word. */
+static bool next_word(struct text *line, struct text *word)
+{
+    *line = text_trimmed(*line);
+    const uint8_t *bytes = line->bytes;
+    size_t at = 0;
+    uint8_t quote = 0;
+    for (; at < line->length && (quote || !text_is_space(bytes[at])); at++) {
+        if (bytes[at] == '\\' && quote == '"' && at + 1 < line->length)
+            at++;
+        else if (bytes[at] == quote)
+            quote = 0;
+        else if (quote == 0 && (bytes[at] == '"' || bytes[at] == '\''))
+            quote = bytes[at];
+    }
+    bool quoted = at > 1 && (bytes[0] == '"' || bytes[0] == '\'') && bytes[at - 1] == bytes[0];
+    *word = (struct text){bytes + quoted, at - 2 * quoted};
+    *line = (struct text){bytes + at, line->length - at};
+    return at > 0;
+}
+
+/* A command is a line of words, as people type it. Empty lines are no command. */
 static enum parse_status inline_command(struct cursor *in, const struct parse_context *context,
                                         struct request_state *state, struct step *step,
                                         struct builder *attributes)
@@ -256,38 +278,18 @@ static enum parse_status inline_command(struct cursor *in, const struct parse_co
     struct slice slice = cursor_line(in, INLINE_MAX);
     if (in->status != PARSE_OK)
         return in->status;
-    struct text line = {slice_bytes(in, slice), slice.length}, words[64];
-    size_t count = 0;
-    for (size_t at = 0; at < line.length;) {
-        if (text_is_space(line.bytes[at])) {
-            at++;
-            continue;
-        }
-        size_t start = at;
-        char quote = 0;
-        for (; at < line.length && (quote || !text_is_space(line.bytes[at])); at++) {
-            char c = (char)line.bytes[at];
-            if (c == '\\' && quote == '"')
-                at++;
-            else if (c == quote)
-                quote = 0;
-            else if (quote == 0 && (c == '"' || c == '\''))
-                quote = c;
-        }
-        size_t end = at < line.length ? at : line.length;
-        bool quoted = end - start > 1 && (line.bytes[start] == '"' || line.bytes[start] == '\'') &&
-                      line.bytes[end - 1] == line.bytes[start];
-        if (count < sizeof words / sizeof *words)
-            words[count] = (struct text){line.bytes + start + quoted, end - start - 2 * quoted};
-        count++;
-    }
+    struct text line = {slice_bytes(in, slice), slice.length}, words[INLINE_WORDS], word;
+    uint32_t count = 0;
+    for (; next_word(&line, &word); count++)
+        if (count < INLINE_WORDS)
+            words[count] = word;
     if (count == 0)
         return PARSE_OK;
     struct redis_request r;
-    redis_request(&r, (uint32_t)count, context->options);
-    for (size_t i = 0; i < count && i < sizeof words / sizeof *words; i++)
-        redis_argument(&r, words[i]);
-    if (r.read < r.count)
+    redis_request(&r, count, context->options);
+    while (r.read < count && r.read < INLINE_WORDS)
+        redis_argument(&r, words[r.read]);
+    if (r.read < count)
         redis_unread(&r);
     asked(&r, context, state, step, attributes);
     step->ends = true;
@@ -694,7 +696,7 @@ static enum parse_status answer(struct cursor *in, const struct parse_context *c
     bool error = head->type == '-' || head->type == '!';
     struct text line = head->line;
     if (head->type == '!') {
-        struct slice bytes = cursor_bytes(in, head->length < LINE_MAX ? head->length : LINE_MAX);
+        struct slice bytes = cursor_bytes(in, head->length < TEXT_LINE_MAX ? head->length : TEXT_LINE_MAX);
         line = (struct text){slice_bytes(in, bytes), bytes.length};
         head->length -= bytes.length;
         if (in->status != PARSE_OK)

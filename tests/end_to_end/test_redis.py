@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real clients of a real Redis: as many spans as commands, with names, errors and times as both ends tell."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from benchmarks.clients import client, redis_benchmark
+from benchmarks.databases import redis
+from tests.end_to_end.conftest import CLIENT, SERVER
+
+pytestmark = pytest.mark.kernel
+
+# Without "inline", whose connection begins as no protocol that can be told from its first bytes.
+FEATURES = (
+    "resp2",
+    "resp3",
+    "pipeline",
+    "transaction",
+    "pubsub",
+    "blocking",
+    "scripts",
+    "errors",
+    "large",
+    "monitor",
+)
+# What the client does beside the calls that it tells of.
+UNTOLD = Counter(
+    {
+        ("DEBUG", ""): 6,
+        ("MONITOR", ""): 1,
+        ("NO_SUCH_COMMAND", "ERR"): 1,
+        ("GET", "ERR"): 1,
+        ("SUBSCRIBE", "ERR"): 1,
+    }
+)
+
+
+def name_of(text: str) -> str:
+    return text.split(" ")[0].upper()
+
+
+def first_word(span) -> str:
+    return span["db.operation.name"].split(" ")[0]
+
+
+@pytest.mark.parametrize("unix", [False, True])
+def test_redis_py_does_all_that_it_can(trace, unix):
+    with redis() as server, client("redis", server, *FEATURES, unix=unix) as program:
+        with trace([program.pid]) as traced:
+            calls = program.calls()
+            traced.wait_for(len(calls) + UNTOLD.total())
+        logged = server.statements()
+        refused = server.errors()
+    spans = traced.of(CLIENT)
+    assert len(spans) == len(traced.spans)
+    told = Counter((name_of(call.text), call.error) for call in calls)
+    assert Counter((first_word(s), s["db.response.status_code"] or "") for s in spans) == told + UNTOLD
+    # MONITOR hides what is for administrators and what is refused before it runs.
+    seen = Counter(name_of(s.text) for s in logged if s.kind != "lua")
+    assert not seen - Counter(map(first_word, spans))
+    assert Counter(s["db.response.status_code"] for s in spans if s.status) <= Counter(refused)
+    assert {s["db.namespace"] for s in spans} == {"0", "3"}
+    assert {s["db.system.name"] for s in spans} == {"redis"}
+
+
+def test_each_span_lies_within_its_call(trace):
+    with redis() as server, client("redis", server, "resp2", "scripts") as program:
+        with trace([program.pid]) as traced:
+            calls = program.calls()
+            traced.wait_for(len(calls))
+    spans = traced.of(CLIENT)
+    assert [first_word(s) for s in spans] == [name_of(call.text) for call in calls]
+    offsets = {round((s.start_ns - call.start_ns) / 1e9) for s, call in zip(spans, calls, strict=True)}
+    assert len(offsets) == 1, "of the wall clock to the monotonic one"
+    for span, call in zip(spans, calls, strict=True):
+        assert span.end_ns - span.start_ns <= call.end_ns - call.start_ns
+
+
+# Selects database 7 and says so; then, for each line, asks and prints the answer.
+CONNECTED = """
+import socket, sys
+connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+stream = connection.makefile("rb")
+connection.sendall(b"*2\\r\\n$6\\r\\nSELECT\\r\\n$1\\r\\n7\\r\\n")
+print(stream.readline(), flush=True)
+for line in sys.stdin:
+    words = line.split()
+    parts = [b"$%d\\r\\n%b\\r\\n" % (len(word), word.encode()) for word in words]
+    connection.sendall(b"*%d\\r\\n" % len(words) + b"".join(parts))
+    print(stream.readline(), flush=True)
+"""
+
+
+def test_a_connection_that_was_there_before(trace):
+    with redis() as server:
+        command = [sys.executable, "-c", CONNECTED, str(server.port)]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+            assert process.stdin is not None and process.stdout is not None
+            assert "OK" in process.stdout.readline()
+            with trace([process.pid]) as traced:
+                for line in ("SET a 1", "INCR a", "LPUSH a x", "SELECT 3", "INCR b"):
+                    print(line, file=process.stdin, flush=True)
+                    process.stdout.readline()
+                traced.wait_for(5)
+            process.stdin.close()
+    found = [(s.name, s["db.namespace"], s["db.response.status_code"]) for s in traced.of(CLIENT)]
+    assert found == [
+        ("SET", None, None),
+        ("INCR", None, None),
+        ("LPUSH", None, "WRONGTYPE"),
+        ("SELECT", "3", None),
+        ("INCR", "3", None),
+    ]
+
+
+@pytest.mark.parametrize("pipeline", [1, 16, 500])
+def test_redis_benchmark_pipelines(trace, pipeline):
+    with redis() as server, redis_benchmark(server, requests=1000, clients=2, pipeline=pipeline) as program:
+        with trace([program.pid]) as traced:
+            program.output()
+        logged = server.statements()
+    counts = Counter(s.name for s in traced.of(CLIENT))
+    wanted = Counter(statement.text.split(" ")[0].upper() for statement in logged)
+    assert {name: counts[name] for name in wanted} == wanted
+    assert counts["CONFIG GET"] == 2 * 1
+    sizes = {s["db.operation.batch.size"] for s in traced.spans if s.name in ("SET", "GET")}
+    assert max(size or 1 for size in sizes) == pipeline
+
+
+def test_the_server_is_traced_only_when_it_is_wanted(trace):
+    for wanted, kinds in (("false", set()), ("true", {SERVER})):
+        with redis(log=False) as server:
+            option = {"EBPF_OTLP_TRACER_DATABASE_SERVER_SPANS": wanted}
+            with trace(server.pids, **option) as traced:
+                server.command("SET", "a", "1")
+                server.command("GET", "a")
+        assert {s.kind for s in traced.spans} == kinds
