@@ -111,7 +111,8 @@ def safe(text: str, dialect: str) -> str:
     """A statement as both sides can be compared: without literals. One that may not be told is empty."""
     from tests.sql_reference import sanitized  # the second implementation, which the tests hold the first to
 
-    return sanitized(text, dialect, "literal" if dialect == "postgresql" else "escapes") or ""
+    read = sanitized(text, dialect, "literal" if dialect == "postgresql" else "escapes") or ""
+    return read.replace("NULL", "?")  # MariaDB's log has the values where the statement has placeholders
 
 
 def compared(logged: Sequence[str], spans: Sequence[str]) -> tuple[int, int]:
@@ -121,9 +122,16 @@ def compared(logged: Sequence[str], spans: Sequence[str]) -> tuple[int, int]:
 
 
 def of_sql(statements: Sequence[Statement], dialect: str) -> list[str]:
-    """What of a log is a statement: not the steps to one, which have no span unless they fail."""
-    kinds = {"parse", "bind", "refused", "prepare", "close stmt", "connect", "quit", "reset stmt"}
-    return [safe(each.text, dialect) for each in statements if each.kind not in kinds]
+    """What of a log is a statement, or failed: not the steps to one. Of several statements in one query MariaDB
+    logs the first with the whole text, and each later one with what is left of it."""
+    spoken = {"statement", "execute", "query", "bulk_execute", "init db"}
+    logged, before = [], ""
+    for each in sorted(statements, key=lambda each: (each.session, each.number)):
+        rest = each.kind == "query" and bool(each.text) and before.endswith("; " + each.text)
+        if (each.kind in spoken or each.error) and not rest:
+            logged.append(safe(each.text, dialect))
+        before = each.text
+    return logged
 
 
 def spans_of_sql(spans: Sequence[Span], dialect: str) -> list[str]:
@@ -136,7 +144,7 @@ def of_redis(statements: Sequence[Statement]) -> list[str]:
 
 
 def spans_of_redis(spans: Sequence[Span], shown: Sequence[str]) -> list[str]:
-    """Those of commands that MONITOR shows: not what is refused before it is run (wrong number of arguments)."""
+    """Those of commands that MONITOR shows: not what is refused before it is run."""
     run = [span for span in spans if span["db.response.status_code"] != "ERR"]
     names = [str(span["db.operation.name"]).partition(" ")[0] for span in run]
     return [name for name in names if name in set(shown)]

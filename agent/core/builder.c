@@ -64,8 +64,13 @@ static int character(const uint8_t *at, size_t left)
     return first == 0xc2 && at[1] < 0xa0 ? -2 : size;
 }
 
-/* text_clean(), and how many of `length` bytes found room. */
-static size_t clean(uint8_t *out, size_t max, const uint8_t *bytes, size_t length, size_t *taken)
+static bool is_space(uint8_t c)
+{
+    return c == '\t' || c == '\n' || c == '\r';
+}
+
+/* text_clean(), and how many of `length` bytes found room. `lines`: tabs and line ends stay. */
+static size_t clean(uint8_t *out, size_t max, const uint8_t *bytes, size_t length, bool lines, size_t *taken)
 {
     static const char replacement[] = "\xef\xbf\xbd"; /* U+FFFD */
     size_t in = 0, size = 0;
@@ -89,7 +94,7 @@ static size_t clean(uint8_t *out, size_t max, const uint8_t *bytes, size_t lengt
         }
         if (in == length)
             break;
-        if (max > size && bytes[in] - 0x20u < 0x5f) {
+        if (max > size && (bytes[in] - 0x20u < 0x5f || (lines && is_space(bytes[in])))) {
             out[size++] = bytes[in++];
             continue;
         }
@@ -108,7 +113,7 @@ static size_t clean(uint8_t *out, size_t max, const uint8_t *bytes, size_t lengt
 size_t text_clean(char *out, size_t max, const void *bytes, size_t length)
 {
     size_t taken;
-    return clean((uint8_t *)out, max, bytes, length, &taken);
+    return clean((uint8_t *)out, max, bytes, length, false, &taken);
 }
 
 /* --- lists ------------------------------------------------------------------------------------------ */
@@ -132,26 +137,37 @@ static uint8_t *append(struct builder *b, unsigned key, enum attribute_type type
 /* Writes at most `limit` bytes of clean text to offset `from`. False, and counted: the list has no room
  * for all of it. */
 static bool clean_into_room(struct builder *b, size_t from, const void *bytes, size_t length, size_t limit,
-                            size_t *size)
+                            bool lines, size_t *size)
 {
     size_t room = b->capacity & ~(uint32_t)7, taken;
     room = room > from ? room - from : 0;
-    *size = clean(b->data + from, least(limit, room), bytes, length, &taken);
+    *size = clean(b->data + from, least(limit, room), bytes, length, lines, &taken);
     if (taken == length || limit <= room)
         return true;
     b->left_out++;
     return false;
 }
 
-void builder_text(struct builder *b, enum attribute_key key, const void *bytes, size_t length, size_t limit)
+static void add_text(struct builder *b, enum attribute_key key, const void *bytes, size_t length, size_t limit,
+                     bool lines)
 {
     size_t size;
     if (b->capacity - b->size < sizeof(struct attribute)) {
         b->left_out++;
         return;
     }
-    if (clean_into_room(b, b->size + sizeof(struct attribute), bytes, length, limit, &size))
+    if (clean_into_room(b, b->size + sizeof(struct attribute), bytes, length, limit, lines, &size))
         append(b, key, ATTRIBUTE_TEXT, size);
+}
+
+void builder_text(struct builder *b, enum attribute_key key, const void *bytes, size_t length, size_t limit)
+{
+    add_text(b, key, bytes, length, limit, false);
+}
+
+void builder_lines(struct builder *b, enum attribute_key key, const void *bytes, size_t length, size_t limit)
+{
+    add_text(b, key, bytes, length, limit, true);
 }
 
 void builder_int(struct builder *b, enum attribute_key key, int64_t value)
@@ -187,7 +203,7 @@ void builder_texts(struct builder *b, unsigned key, const void *bytes, size_t le
         b->left_out++;
         return;
     }
-    if (!clean_into_room(b, element + sizeof text, bytes, length, limit, &size))
+    if (!clean_into_room(b, element + sizeof text, bytes, length, limit, false, &size))
         goto restore;
     text = (uint32_t)size;
     if (start + sizeof header + padded(header.size + sizeof text + size) > b->capacity) {

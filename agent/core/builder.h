@@ -17,6 +17,8 @@ struct builder {
 /* `bytes` may be anything: control characters and invalid UTF-8 become U+FFFD, text longer than
  * `limit` bytes is cut at a character. */
 void builder_text(struct builder *b, enum attribute_key key, const void *bytes, size_t length, size_t limit);
+/* The same for text of several lines: tabs and line ends stay. */
+void builder_lines(struct builder *b, enum attribute_key key, const void *bytes, size_t length, size_t limit);
 void builder_int(struct builder *b, enum attribute_key key, int64_t value);
 void builder_bool(struct builder *b, enum attribute_key key, bool value);
 /* A list of texts with one element; a second call with the same key directly after the first adds to it. */

@@ -67,7 +67,7 @@ void database_statement(const struct statement *statement, const struct parse_co
     step->exact = statement->exact;
     step->traits |= statement->traits;
     if (statement->text_size && context->options->query_text != QUERY_TEXT_OFF)
-        add_text(b, KEY_DB_QUERY_TEXT, text_at(statement->text, statement->text_size), SQL_TEXT_MAX);
+        builder_lines(b, KEY_DB_QUERY_TEXT, statement->text, statement->text_size, SQL_TEXT_MAX);
     if (statement->summary_size)
         add_text(b, KEY_DB_QUERY_SUMMARY, text_at(statement->summary, statement->summary_size), SQL_SUMMARY_MAX);
     if (statement->statements > 1)

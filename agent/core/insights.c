@@ -77,7 +77,7 @@ static void about(struct builder *out, const uint8_t *list, uint32_t size)
             memcpy(&number, a + 1, sizeof number);
             builder_int(out, keys[i], number);
         } else {
-            builder_text(out, keys[i], a + 1, a->size, 512);
+            builder_lines(out, keys[i], a + 1, a->size, 512);
         }
     }
 }

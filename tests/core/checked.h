@@ -36,10 +36,12 @@ static inline uint8_t *guarded(const uint8_t *bytes, size_t length, bool low)
     return at;
 }
 
-static inline bool utf8_without_controls(const uint8_t *text, size_t length)
+static inline bool utf8_without_controls(const uint8_t *text, size_t length, bool lines)
 {
     for (size_t i = 0; i < length;) {
         uint8_t c = text[i];
+        if (lines && (c == '\t' || c == '\n' || c == '\r'))
+            c = ' ';
         size_t n = c < 0x80 ? 1 : c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : 2;
         if (c < 0x20 || c == 0x7f || (c >= 0x80 && c < 0xc2) || c > 0xf4 || i + n > length)
             return false;
@@ -65,13 +67,13 @@ static inline void check_list(const struct builder *b)
         const uint8_t *value = b->data + at + sizeof a;
         CHECK(a.size <= b->size - at - sizeof a);
         if (a.type == ATTRIBUTE_TEXT)
-            CHECK(utf8_without_controls(value, a.size));
+            CHECK(utf8_without_controls(value, a.size, a.key == KEY_DB_QUERY_TEXT));
         else if (a.type == ATTRIBUTE_TEXTS)
             for (uint32_t k = 0, size; k < a.size; k += size) {
                 CHECK(a.size - k >= sizeof size);
                 memcpy(&size, value + k, sizeof size);
                 k += (uint32_t)sizeof size;
-                CHECK(size <= a.size - k && utf8_without_controls(value + k, size));
+                CHECK(size <= a.size - k && utf8_without_controls(value + k, size, false));
             }
         else
             CHECK((a.type == ATTRIBUTE_INT || a.type == ATTRIBUTE_BOOL || a.type == ATTRIBUTE_DOUBLE) &&

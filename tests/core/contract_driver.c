@@ -396,7 +396,7 @@ static void text_job(struct job *job)
     size_t max = number(job, 4), length = (size_t)(job->end - job->at);
     char *out = malloc(max);
     size_t size = text_clean(out, max, guarded(job->at, length, false), length);
-    CHECK(size <= max && utf8_without_controls((uint8_t *)out, size));
+    CHECK(size <= max && utf8_without_controls((uint8_t *)out, size, false));
     printf("{\"text\": ");
     print_text((uint8_t *)out, size);
     printf("}\n");

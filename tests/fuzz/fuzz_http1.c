@@ -37,7 +37,7 @@ static void finish(struct routes *routes, const struct parse_context *context, c
     struct finished out = {0};
     struct builder more = list(1);
     http1_protocol.finish(&exchange, &out, &more);
-    CHECK(out.name_size <= sizeof out.name && utf8_without_controls((uint8_t *)out.name, out.name_size));
+    CHECK(out.name_size <= sizeof out.name && utf8_without_controls((uint8_t *)out.name, out.name_size, false));
     check_list(&more);
 }
 

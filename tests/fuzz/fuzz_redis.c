@@ -49,7 +49,7 @@ static void finish(const struct step *step, const struct builder *attributes)
     struct finished out = {0};
     struct builder more = {.data = (uint8_t *)memory[1], .capacity = LIST_CAPACITY};
     redis_protocol.finish(&exchange, &out, &more);
-    CHECK(out.name_size <= sizeof out.name && utf8_without_controls((uint8_t *)out.name, out.name_size));
+    CHECK(out.name_size <= sizeof out.name && utf8_without_controls((uint8_t *)out.name, out.name_size, false));
     check_list(&more);
 }
 
