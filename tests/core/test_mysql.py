@@ -373,6 +373,18 @@ def test_an_error_that_nobody_asked_for_answers_nothing() -> None:
     assert [is_in_order(span) for span in asked_and_answered(core, connection)] == [True]
 
 
+def test_answers_to_what_was_not_seen_answer_nothing() -> None:
+    core = Core()
+    connection = opened(core)
+    for sender, data in begun():
+        connection.chunk(DIRECTIONS[sender], data)
+    for data in (DONE, DONE, packets(*rows(b"\x011")), DONE):
+        connection.lose(OUT, SELECT)
+        connection.receive(data)
+    assert [is_in_order(span) for span in asked_and_answered(core, connection)] == [True]
+    assert core.stats().messages_invalid == 0
+
+
 def large(core: Core, status: int = AUTOCOMMIT) -> tuple[Connection, bytes]:
     connection = opened(core)
     for sender, data in begun():

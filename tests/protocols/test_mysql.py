@@ -726,9 +726,14 @@ def test_a_command_of_more_than_a_packet_holds() -> None:
 def test_executes_with_the_same_values_are_alike() -> None:
     before = prepared(b"SELECT ? FROM a", packet(1, prepare_ok(7, 0, 0)), 2)
     core, side = driver().use(Options()), Side("mysql", CLIENT, KIND_CLIENT, remote=REMOTE)
-    values = [b"\0\1\3\0\1\0\0\0", b"\0\1\3\0\1\0\0\0", b"\0\1\3\0\2\0\0\0"]
-    run = core.stream(side, b"".join(execute(7, value) for value in values), before=(*CONNECTED, *before))
-    assert [step["attributes"]["db.query.text"] for step in run["steps"]] == ["SELECT ? FROM a"] * 3
+    one, two = b"\0\1\3\0\1\0\0\0", b"\0\1\3\0\2\0\0\0"
+    long_data = packet(0, b"\x18", struct.pack("<IH", 7, 0), b"v")
+    asks = execute(7, one) + execute(7, one) + execute(7, two) + long_data + execute(7, one) + execute(7, one)
+    steps = core.stream(side, asks, before=(*CONNECTED, *before))["steps"]
+    first, again, other, _, unknown, last = (step["exact"] for step in steps)
+    assert first == again == last != other
+    assert unknown == 0, "some of its values were sent before"
+    assert len({step["shape"] for step in steps if not step["silent"]}) == 1
 
 
 RESYNC = [

@@ -3,19 +3,20 @@
  * https://dev.mysql.com/doc/dev/mysql-server/latest/PAGE_PROTOCOL.html
  * https://mariadb.com/kb/en/clientserver-protocol/
  *
- *   packet     length (3 bytes, least significant first), sequence number, payload; of 0xffffff bytes: continued
- *   connect    <- greeting   [-> SSLRequest, TLS]   -> HandshakeResponse41   <-> authentication   <- OK or ERR
+ *   packet     length (3 bytes, least significant first), sequence number, payload; 0xffffff: continued
+ *   connect    <- greeting   [-> SSLRequest, TLS]   -> HandshakeResponse41   <-> authentication   <- OK, ERR
  *   command    -> its number, arguments; the sequence number is 0
  *   answer     <- OK, or ERR, or column count, definitions, [EOF], rows, EOF (OK with 0xfe): a result set,
  *                 and another one behind it if SERVER_MORE_RESULTS_EXISTS
  *
- * A command is a request in one step, however much of it is read. Of an answer a step takes as many packets as the
- * window holds. Within it sequence numbers run on, which finds the seams after a loss: an answer begins with the
- * number that follows its request's. The hint of a request tells what its answer looks like, that number, and which
- * request it is, for what only counts once it has succeeded: a prepared statement, another database.
+ * A command is a request in one step, however much of it is read. Of an answer a step takes as many packets
+ * as the window holds. Within it sequence numbers run on, which finds the seams after a loss: an answer
+ * begins with the number that follows its request's. The hint of a request tells what its answer looks like,
+ * that number, and which request it is, for what only counts once it has succeeded: a prepared statement,
+ * another database.
  *
- * Where the greeting was not seen the capabilities are not known, and nothing depends on them that the packets
- * themselves do not tell: an EOF has 5 bytes, the OK that stands for it has at least 7.
+ * Where the greeting was not seen the capabilities are not known, and nothing depends on them that the
+ * packets themselves do not tell: an EOF has 5 bytes, the OK that stands for it has at least 7.
  * Compressed connections are left alone, and so is replication. */
 #include "../database.h"
 #include "../http.h"
@@ -122,7 +123,15 @@ struct mysql_state {
 _Static_assert(sizeof(struct mysql_state) <= STREAM_STATE_SIZE, "mysql_state");
 
 /* The hint of a request: how it is answered, the first sequence number of the answer (0: any), its number. */
-enum answer { ANSWER_NONE, ANSWER_RESULT, ANSWER_PREPARED, ANSWER_SIMPLE, ANSWER_TEXT, ANSWER_ROWS, ANSWER_AUTHENTICATION };
+enum answer {
+    ANSWER_NONE,
+    ANSWER_RESULT,
+    ANSWER_PREPARED,
+    ANSWER_SIMPLE, /* OK, EOF or ERR */
+    ANSWER_TEXT,   /* one packet of text */
+    ANSWER_ROWS,   /* rows without a column count */
+    ANSWER_AUTHENTICATION,
+};
 #define HINT(answer, number) ((uint32_t)(answer) | (uint32_t)(number) << 16)
 #define HINT_FIRST(sequence) ((uint32_t)(uint8_t)(sequence) << 8)
 #define HINT_ANSWER(hint) ((enum answer)((hint) & 0xff))
@@ -131,11 +140,12 @@ enum answer { ANSWER_NONE, ANSWER_RESULT, ANSWER_PREPARED, ANSWER_SIMPLE, ANSWER
 
 enum command_code {
     COM_QUIT = 0x01, COM_INIT_DB = 0x02, COM_QUERY = 0x03, COM_FIELD_LIST = 0x04, COM_CREATE_DB = 0x05,
-    COM_DROP_DB = 0x06, COM_REFRESH = 0x07, COM_SHUTDOWN = 0x08, COM_STATISTICS = 0x09, COM_PROCESS_INFO = 0x0a,
-    COM_PROCESS_KILL = 0x0c, COM_DEBUG = 0x0d, COM_PING = 0x0e, COM_CHANGE_USER = 0x11, COM_BINLOG_DUMP = 0x12,
-    COM_TABLE_DUMP = 0x13, COM_REGISTER_SLAVE = 0x15, COM_STMT_PREPARE = 0x16, COM_STMT_EXECUTE = 0x17,
-    COM_STMT_SEND_LONG_DATA = 0x18, COM_STMT_CLOSE = 0x19, COM_STMT_RESET = 0x1a, COM_SET_OPTION = 0x1b,
-    COM_STMT_FETCH = 0x1c, COM_BINLOG_DUMP_GTID = 0x1e, COM_RESET_CONNECTION = 0x1f, COM_STMT_BULK_EXECUTE = 0xfa,
+    COM_DROP_DB = 0x06, COM_REFRESH = 0x07, COM_SHUTDOWN = 0x08, COM_STATISTICS = 0x09,
+    COM_PROCESS_INFO = 0x0a, COM_PROCESS_KILL = 0x0c, COM_DEBUG = 0x0d, COM_PING = 0x0e,
+    COM_CHANGE_USER = 0x11, COM_BINLOG_DUMP = 0x12, COM_TABLE_DUMP = 0x13, COM_REGISTER_SLAVE = 0x15,
+    COM_STMT_PREPARE = 0x16, COM_STMT_EXECUTE = 0x17, COM_STMT_SEND_LONG_DATA = 0x18, COM_STMT_CLOSE = 0x19,
+    COM_STMT_RESET = 0x1a, COM_SET_OPTION = 0x1b, COM_STMT_FETCH = 0x1c, COM_BINLOG_DUMP_GTID = 0x1e,
+    COM_RESET_CONNECTION = 0x1f, COM_STMT_BULK_EXECUTE = 0xfa,
 };
 
 /* Commands that only keep a connection going are silent; those that report an error are told by the name that
@@ -352,7 +362,8 @@ static struct text without_comments(struct text t)
 
 static bool is_name(uint8_t c)
 {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '$' || c >= 0x80;
+    bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c >= 0x80;
+    return letter || (c >= '0' && c <= '9') || c == '_' || c == '$';
 }
 
 static bool begins_with_use(struct text t)
@@ -394,8 +405,8 @@ static struct text system_of(const struct mysql_session *session)
     return session->mariadb ? TEXT("mariadb") : TEXT("mysql");
 }
 
-static void describe(const struct mysql_session *session, struct text database, const struct parse_context *context,
-                     struct builder *b)
+static void describe(const struct mysql_session *session, struct text database,
+                     const struct parse_context *context, struct builder *b)
 {
     database_attributes(system_of(session), database, PORT, context, b);
 }
@@ -407,7 +418,8 @@ static void describe_operation(const struct mysql_session *session, const char *
     builder_text(b, KEY_DB_OPERATION_NAME, name, strlen(name), 64);
 }
 
-/* Bytes of a binary value (https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_binary_resultset.html) */
+/* Bytes of a binary value
+ * (https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_binary_resultset.html) */
 static struct text binary_value(struct cursor *in, uint8_t type)
 {
     switch (type) {
@@ -431,8 +443,8 @@ static struct text binary_value(struct cursor *in, uint8_t type)
 }
 
 /* Query attributes before the text of a COM_QUERY
- * (https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_query.html). One of them may be the trace
- * context of the client: MySQL's own telemetry sends it so. */
+ * (https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_query.html). One of them may be the
+ * trace context of the client: MySQL's own telemetry sends it so. */
 static void query_attributes(struct cursor *in, struct step *step)
 {
     uint64_t count = length_encoded(in), sets = length_encoded(in);
@@ -461,9 +473,11 @@ static void query_attributes(struct cursor *in, struct step *step)
 }
 
 static const struct statement *statement_of_text(const struct mysql_session *session,
-                                                 const struct parse_context *context, struct text sql, bool complete)
+                                                 const struct parse_context *context, struct text sql,
+                                                 bool complete)
 {
-    return database_sql(context, sql.bytes, sql.length, complete, SQL_MYSQL, (enum sql_backslash)session->backslash);
+    enum sql_backslash backslash = (enum sql_backslash)session->backslash;
+    return database_sql(context, sql.bytes, sql.length, complete, SQL_MYSQL, backslash);
 }
 
 static void query(struct mysql_session *session, const struct parse_context *context, const struct packet *p,
@@ -490,8 +504,8 @@ static void query(struct mysql_session *session, const struct parse_context *con
         switch_database(session, TEXT(""), false);
 }
 
-static void init_db(struct mysql_session *session, const struct parse_context *context, const struct packet *p,
-                    struct builder *b)
+static void init_db(struct mysql_session *session, const struct parse_context *context,
+                    const struct packet *p, struct builder *b)
 {
     char summary[4 + DATABASE_NAME_MAX] = "USE ";
     struct text name = {p->payload.bytes + 1, p->payload.length - 1};
@@ -508,8 +522,8 @@ static uint64_t prepare_key(uint16_t number)
     return 1ULL << 32 | number;
 }
 
-static void prepare(struct mysql_session *session, const struct parse_context *context, const struct packet *p,
-                    struct step *step, struct builder *b)
+static void prepare(struct mysql_session *session, const struct parse_context *context,
+                    const struct packet *p, struct step *step, struct builder *b)
 {
     bool complete = p->payload.length == p->length;
     struct text sql = {p->payload.bytes + 1, p->payload.length - 1};
@@ -536,15 +550,16 @@ static const struct statement *statement_of_id(const struct mysql_session *sessi
     return statement;
 }
 
-static void execute(struct mysql_session *session, const struct parse_context *context, const struct packet *p,
-                    struct step *step, struct builder *b)
+static void execute(struct mysql_session *session, const struct parse_context *context,
+                    const struct packet *p, struct step *step, struct builder *b)
 {
     const struct statement *statement = statement_of_id(session, context, number_at(p->payload.bytes + 1, 4));
     describe(session, current_database(session, context), context, b);
     database_statement(statement, context, step, b);
     bool complete = p->payload.length == p->length && !session->long_data;
+    struct text values = {p->payload.bytes + 5, p->payload.length - 5};
     if (step->exact && complete)
-        step->exact ^= statement_key(context->statements, p->first, p->payload.bytes + 5, p->payload.length - 5);
+        step->exact ^= statement_key(context->statements, p->first, values.bytes, values.length);
     else
         step->exact = 0;
     session->long_data = false;
@@ -634,8 +649,11 @@ static enum parse_status command(struct cursor *in, const struct parse_context *
             describe_operation(session, command->name, current_database(session, context), context, b);
     }
     if (!step->ends)
-        *state = (struct mysql_state){.next = 1, .flags = (uint8_t)(CONTINUED | (step->silent ? IS_SILENT : 0) |
-                                                                    (step->unanswered ? IS_UNANSWERED : 0))};
+        *state = (struct mysql_state){.next = 1, .flags = CONTINUED};
+    if (!step->ends && step->silent)
+        state->flags |= IS_SILENT;
+    if (!step->ends && step->unanswered)
+        state->flags |= IS_UNANSWERED;
     return PARSE_OK;
 }
 
@@ -661,8 +679,8 @@ static enum parse_status command_more(struct cursor *in, struct packet *p, struc
 
 /* HandshakeResponse41, or the SSLRequest that is its first 32 bytes
  * (https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_connection_phase_packets.html) */
-static enum parse_status handshake_response(struct cursor *in, const struct parse_context *context, struct packet *p,
-                                            struct step *step, struct builder *b)
+static enum parse_status handshake_response(struct cursor *in, const struct parse_context *context,
+                                            struct packet *p, struct step *step, struct builder *b)
 {
     struct mysql_session *session = context->session;
     if (p->length < 32)
@@ -701,8 +719,8 @@ static enum parse_status handshake_response(struct cursor *in, const struct pars
     return PARSE_OK;
 }
 
-static enum parse_status request(struct cursor *in, const struct parse_context *context, struct mysql_state *state,
-                                 struct step *step, struct builder *b)
+static enum parse_status request(struct cursor *in, const struct parse_context *context,
+                                 struct mysql_state *state, struct step *step, struct builder *b)
 {
     struct mysql_session *session = context->session;
     struct packet p;
@@ -752,7 +770,7 @@ static bool is_end_of_rows(const struct packet *p)
 static void answer_ends(struct reading *r, bool failed)
 {
     struct mysql_state *state = r->state;
-    bool seen = state->phase != PHASE_MIDDLE || r->session->answering; /* else nobody asked, as far as is known */
+    bool asked_for = state->phase != PHASE_MIDDLE || r->session->answering; /* as far as is known */
     if (!(state->flags & UNCOUNTED) && !failed) {
         if (state->flags & HAS_ROWS)
             builder_int(r->attributes, KEY_DB_RESPONSE_RETURNED_ROWS, (int64_t)state->rows);
@@ -763,8 +781,8 @@ static void answer_ends(struct reading *r, bool failed)
         switched(r->session, r->context, failed);
     *state = (struct mysql_state){0};
     r->session->answering = false;
-    r->step->ends = seen;
-    r->step->failed = seen && failed;
+    r->step->ends = asked_for;
+    r->step->failed = asked_for && failed;
 }
 
 static void status_told(struct mysql_session *session, uint32_t status)
@@ -790,7 +808,8 @@ static void result_ends(struct reading *r, uint32_t status)
     r->state->phase = PHASE_RESULT;
 }
 
-/* What changed in the session (https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_ok_packet.html) */
+/* What changed in the session
+ * (https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_ok_packet.html) */
 static void session_changes(struct reading *r, struct cursor *in)
 {
     length_encoded_text(in); /* for people */
@@ -861,7 +880,8 @@ static enum parse_status end_of_file(struct reading *r, const struct packet *p, 
     return PARSE_OK;
 }
 
-/* COM_STMT_PREPARE_OK (https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_stmt_prepare.html) */
+/* COM_STMT_PREPARE_OK
+ * (https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_stmt_prepare.html) */
 static enum parse_status prepared(struct reading *r, const struct packet *p)
 {
     struct mysql_session *session = r->session;
@@ -869,7 +889,8 @@ static enum parse_status prepared(struct reading *r, const struct packet *p)
     if (p->length < 12)
         return PARSE_INVALID;
     const uint8_t *fields = p->payload.bytes;
-    uint32_t id = number_at(fields + 1, 4), columns = number_at(fields + 5, 2), parameters = number_at(fields + 7, 2);
+    uint32_t id = number_at(fields + 1, 4);
+    uint32_t columns = number_at(fields + 5, 2), parameters = number_at(fields + 7, 2);
     const struct statement *statement = prepared_get(&session->prepared, prepare_key(number));
     prepared_put(r->context->statements, &session->prepared, id, statement);
     prepared_remove(r->context->statements, &session->prepared, prepare_key(number));
@@ -906,7 +927,8 @@ static enum parse_status prepared_more(struct reading *r, const struct packet *p
     return PARSE_OK;
 }
 
-/* The first packet of a result (https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_query_response.html) */
+/* The first packet of a result
+ * (https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_com_query_response.html) */
 static enum parse_status result(struct reading *r, const struct packet *p)
 {
     struct mysql_state *state = r->state;
@@ -1014,8 +1036,14 @@ static enum parse_status answer(struct reading *r, const struct packet *p)
     }
 }
 
+static bool is_greeting(const struct packet *p)
+{
+    return p->sequence == 0 && p->first == FIRST_GREETING && p->length > 32;
+}
+
 /* Protocol::HandshakeV10 */
-static enum parse_status greeting(struct cursor *in, struct mysql_session *session, struct packet *p, struct step *step)
+static enum parse_status greeting(struct cursor *in, struct mysql_session *session, struct packet *p,
+                                  struct step *step)
 {
     if (!packet_read(in, LOOK_MAX, p))
         return in->status;
@@ -1031,12 +1059,14 @@ static enum parse_status greeting(struct cursor *in, struct mysql_session *sessi
     step->skip = p->skip;
     session->greeted = true;
     session->capabilities = capabilities;
-    session->mariadb = found_in(version, TEXT("MariaDB")) || found_in(version, TEXT("5.5.5-")) == version.bytes;
+    session->mariadb = found_in(version, TEXT("MariaDB")) ||
+                       found_in(version, TEXT("5.5.5-")) == version.bytes; /* as replicas of MySQL want it */
     return PARSE_OK;
 }
 
 /* Does the packet begin the answer to the oldest request that waits? */
-static bool begins_answer(const struct parse_context *context, const struct mysql_state *state, const struct packet *p)
+static bool begins_answer(const struct parse_context *context, const struct mysql_state *state,
+                          const struct packet *p)
 {
     const struct mysql_session *session = context->session;
     uint8_t first = (uint8_t)(context->hint >> 8);
@@ -1048,7 +1078,8 @@ static bool begins_answer(const struct parse_context *context, const struct mysq
 }
 
 /* Is it where the one before it ended? */
-static bool follows(const struct parse_context *context, const struct mysql_state *state, const struct packet *p)
+static bool follows(const struct parse_context *context, const struct mysql_state *state,
+                    const struct packet *p)
 {
     const struct mysql_session *session = context->session;
     bool stray = is_end_of_file(p) && session->end_of_file == EOF_UNKNOWN; /* behind the last definition */
@@ -1067,7 +1098,8 @@ static uint32_t wanted_in(const struct mysql_state *state, const struct packet *
     bool tells = p->first == FIRST_ERR || (p->first == FIRST_EOF && p->length < PAYLOAD_MAX);
     if (state->flags & CONTINUED)
         return 0;
-    return tells || begins || state->phase == PHASE_RESULT || state->phase == PHASE_AUTHENTICATION ? LOOK_MAX : 4;
+    bool heads = begins || state->phase == PHASE_RESULT || state->phase == PHASE_AUTHENTICATION;
+    return tells || heads ? LOOK_MAX : 4;
 }
 
 static enum parse_status interpret(struct reading *r, const struct packet *p, bool begins)
@@ -1103,15 +1135,16 @@ static enum parse_status interpret(struct reading *r, const struct packet *p, bo
 }
 
 /* May the next packet be of the same step? Not if it is the client's turn, nor if nobody asked for this. */
-static bool goes_on(const struct mysql_session *session, const struct mysql_state *state, const struct step *step)
+static bool goes_on(const struct mysql_session *session, const struct mysql_state *state,
+                    const struct step *step)
 {
     bool unasked = state->phase <= PHASE_MIDDLE && !session->answering;
     return step->skip == 0 && !step->ends && !unasked && !(state->flags & ANY_SEQUENCE);
 }
 
 /* As many packets as there are, to the end of an answer. */
-static enum parse_status response(struct cursor *in, const struct parse_context *context, struct mysql_state *state,
-                                  struct step *step, struct builder *b)
+static enum parse_status response(struct cursor *in, const struct parse_context *context,
+                                  struct mysql_state *state, struct step *step, struct builder *b)
 {
     struct mysql_session *session = context->session;
     struct reading r = {context, session, state, step, b};
@@ -1122,8 +1155,8 @@ static enum parse_status response(struct cursor *in, const struct parse_context 
         const uint8_t *at = in->at;
         bool again = at > start;
         bool there = packet_begins(in, &p);
-        if (there && p.sequence == 0 && p.first == FIRST_GREETING && context->from_start && !session->greeted &&
-            !session->established && state->phase == PHASE_START && !again)
+        bool connects = context->from_start && !session->greeted && !session->established;
+        if (there && connects && is_greeting(&p) && state->phase == PHASE_START && !again)
             return greeting(in, session, &p, step);
         bool continued = state->flags & CONTINUED;
         bool begins = there && !continued && p.length && begins_answer(context, state, &p);
@@ -1161,8 +1194,8 @@ static enum parse_status response(struct cursor *in, const struct parse_context 
     return PARSE_OK;
 }
 
-static enum parse_status parse(struct cursor *in, const struct parse_context *context, void *state, struct step *step,
-                               struct builder *attributes)
+static enum parse_status parse(struct cursor *in, const struct parse_context *context, void *state,
+                               struct step *step, struct builder *attributes)
 {
     return context->sender == SENDER_CLIENT ? request(in, context, state, step, attributes)
                                             : response(in, context, state, step, attributes);
@@ -1177,11 +1210,6 @@ struct chain {
     struct packet first, last;
 };
 
-static bool is_greeting(const struct packet *p)
-{
-    return p->sequence == 0 && p->first == FIRST_GREETING && p->length > 32;
-}
-
 static bool continues(enum sender sender, const struct packet *before, const struct packet *p)
 {
     if (sender == SENDER_CLIENT)
@@ -1192,7 +1220,8 @@ static bool continues(enum sender sender, const struct packet *before, const str
 }
 
 /* At most `most` of them. False: something else is among them. */
-static bool chain_of(const uint8_t *data, size_t length, enum sender sender, unsigned most, struct chain *chain)
+static bool chain_of(const uint8_t *data, size_t length, enum sender sender, unsigned most,
+                     struct chain *chain)
 {
     struct cursor in = cursor_over(data, length);
     *chain = (struct chain){0};
@@ -1213,7 +1242,7 @@ static bool chain_of(const uint8_t *data, size_t length, enum sender sender, uns
     return true;
 }
 
-/* Does the packet that is cut off begin as long ones do: a statement, an execution (always once), a greeting? */
+/* Does the packet that is cut off begin as long ones do: a statement, an execution (once), a greeting? */
 static bool is_long(const uint8_t *data, size_t length, enum sender sender, const struct packet *p)
 {
     enum { TEXT_AT = HEADER + 3, TEXT_END = HEADER + 8, ITERATIONS_AT = HEADER + 6 };
@@ -1239,7 +1268,9 @@ static size_t resync(const uint8_t *data, size_t length, size_t from, enum sende
         struct chain chain;
         if (!chain_of(data + from, length - from, sender, PACKETS_MAX, &chain))
             continue;
-        if (chain.to_the_end || chain.complete >= enough || is_long(data + from, length - from, sender, &chain.first))
+        if (chain.to_the_end || chain.complete >= enough)
+            return from;
+        if (is_long(data + from, length - from, sender, &chain.first))
             return from;
     }
     return length;
@@ -1254,7 +1285,8 @@ static size_t resync_end(const uint8_t *data, size_t length)
         if (!chain_of(data + at, length - at, SENDER_SERVER, 2, &chain) || !chain.to_the_end)
             continue;
         const struct packet *p = &chain.first, *last = &chain.last;
-        bool one = chain.complete == 1, more = is_end_of_file(p) && data[at + STATUS_AT] & SERVER_MORE_RESULTS_EXISTS;
+        bool one = chain.complete == 1;
+        bool more = is_end_of_file(p) && data[at + STATUS_AT] & SERVER_MORE_RESULTS_EXISTS;
         if (one && (is_end_of_file(p) || is_end_of_rows(p)) && !more)
             return at;
         if (one && p->first == FIRST_ERR && p->length > 9 && data[at + MESSAGE_AT] == '#')
