@@ -263,6 +263,17 @@ def test_the_rest_of_an_answer_may_be_that_of_a_request_that_was_lost() -> None:
     assert [told(span) for span in core.spans()] == [(B, 1)]
 
 
+def test_an_execute_whose_bind_was_lost_has_no_text() -> None:
+    core = Core()
+    conn = connected(core)
+    conn.send(parse(A) + bind() + execute() + SYNCS)
+    conn.receive(PARSED + BOUND + tag("SELECT 0") + ready())
+    conn.lose(OUT, parse(B) + bind())
+    conn.send(execute() + SYNCS)
+    conn.receive(PARSED + BOUND + tag("UPDATE 1") + ready())
+    assert [told(span) for span in core.spans()] == [(A, 0)]  # and nobody knows whose the other answer was
+
+
 def test_an_error_that_was_seen_is_told_without_the_end() -> None:
     core = Core()
     conn = connected(core)

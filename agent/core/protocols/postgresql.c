@@ -39,6 +39,7 @@ enum postgresql_limits {
     PORT = 5432,
     HEADER = 5,
     BODY_MAX = 0x3fffffff - 4, /* the server allocates no more at once (MaxAllocSize) */
+    LIKELY_MAX = 1 << 20,      /* of a body of which only the beginning is in sight, to believe that it is one */
     SHORT_MAX = 300 * 1024,    /* of messages without user data: 65,535 parameters of 4 bytes */
     STARTUP_MAX = 10000,       /* MAX_STARTUP_PACKET_LENGTH */
     NAME_MAX = 256,            /* of statements and portals; the server tells 63 bytes apart */
@@ -62,6 +63,7 @@ struct session {
 struct client_state {
     uint32_t unit; /* that is open, as far as it came; 0: none */
     bool told;     /* its statement */
+    bool unbroken; /* nothing was lost since the names were last looked after */
 };
 
 enum answer_flags {
@@ -388,6 +390,17 @@ static void close_named(const struct message *m, const struct parse_context *con
         prepared_remove(context->statements, all, key_of(context, name));
 }
 
+/* What was lost may have given the unnamed statement and the portals another meaning. A statement with a name
+ * keeps it: to change that takes a Close and a Parse, and clients rather take new names. */
+static void after_loss(const struct parse_context *context, struct session *session, struct client_state *state)
+{
+    if (state->unbroken)
+        return;
+    prepared_remove(context->statements, &session->statements, key_of(context, TEXT("")));
+    prepared_clear(context->statements, &session->portals);
+    state->unbroken = true;
+}
+
 static uint32_t bit_of(uint8_t type)
 {
     switch (type) {
@@ -411,6 +424,7 @@ static enum parse_status requests(struct cursor *in, const struct parse_context 
         const uint8_t *before = in->at;
         if (!next_message(in, SENDER_CLIENT, &m))
             return leave(in, before);
+        after_loss(context, session, state);
         uint32_t bit = bit_of(m.type);
         bool ignored = m.type == 'S' && session->sync_ignored;
         if (ignored)
@@ -419,7 +433,7 @@ static enum parse_status requests(struct cursor *in, const struct parse_context 
         if (begins && before > in->start)
             return leave(in, before);
         if (begins) {
-            *state = (struct client_state){0};
+            *state = (struct client_state){.unbroken = true};
             step->begins = true;
             place(session, context, attributes);
         }
@@ -437,7 +451,7 @@ static enum parse_status requests(struct cursor *in, const struct parse_context 
         }
         if (bit >= SYNC || ((ignored || m.type == 'H') && state->unit)) {
             step->ends = true;
-            *state = (struct client_state){0};
+            *state = (struct client_state){.unbroken = true};
         }
         if (cursor_left(in) == 0)
             break;
@@ -743,6 +757,8 @@ static bool well_formed(const struct message *m, struct text body, enum sender s
     if (sender == SENDER_CLIENT)
         return m->type == 'Q'                     ? !whole || last == '\0'
                : m->type == 'D' || m->type == 'C' ? (first == 'S' || first == 'P') && (!whole || last == '\0') : true;
+    if (m->type == 'E' || m->type == 'N')
+        return first == 'S' && (!whole || last == '\0');
     if (m->type == 'Z')
         return first == 'I' || first == 'T' || first == 'E';
     if (m->type == 'C') {
@@ -777,7 +793,7 @@ static bool is_chain(const uint8_t *data, size_t length, size_t from, enum sende
         if (!well_formed(&m, (struct text){data + from + HEADER, m.body < left ? m.body : left}, sender))
             return false;
         if (m.body >= left)
-            return true;
+            return m.body <= LIKELY_MAX;
         from += HEADER + m.body;
     }
     return true;
