@@ -383,8 +383,8 @@ ANSWERS = [
     ),
     answer(
         "a portal in parts",
-        BOUND + row(b"1") + SUSPENDED + row(b"2") + tag("SELECT 1") + ready(),
-        says(),
+        BOUND + row(b"1") * 2 + SUSPENDED + row(b"2") + tag("SELECT 1") + ready(),
+        says(2),
         says(1),
         hints=(BIND | EXECUTE, E_S),
     ),

@@ -70,16 +70,16 @@ enum answer_flags {
     BEGUN = 1,
     COMPLETED = 2, /* CommandComplete, PortalSuspended, EmptyQueryResponse or FunctionCallResponse came */
     FAILED = 4,
-    ROWS = 8,      /* DataRows came since the last of them */
-    RETURNED = 16,
-    AFFECTED = 32,
-    SKIPPING = 64, /* the server waits for a Sync */
-    STRAY = 128,   /* what comes up to ReadyForQuery answers nothing that was seen */
-    MORE = 256,    /* something of the answer was read, since the last loss */
+    RETURNED = 8,
+    AFFECTED = 16,
+    SKIPPING = 32, /* the server waits for a Sync */
+    STRAY = 64,    /* what comes up to ReadyForQuery answers nothing that was seen */
+    MORE = 128,    /* something of the answer was read, since the last loss */
 };
 
 struct server_state {
     uint64_t returned, affected;
+    uint64_t rows; /* DataRows since the last of what is COMPLETED */
     uint16_t flags;
     uint8_t warning[CODE]; /* SQLSTATE of the last one; zero: none */
 };
@@ -569,7 +569,7 @@ static void complete(struct text tag, uint32_t unit, struct server_state *state,
     }
     if (number.length == 0)
         return;
-    bool sent = rows == 0 || state->flags & ROWS || !(state->flags & BEGUN);
+    bool sent = rows == 0 || state->rows || !(state->flags & BEGUN);
     bool reads = text_is(verb, "select") || text_is(verb, "fetch");
     bool writes = reads && !sent;
     for (size_t i = 0; i < sizeof counted / sizeof *counted; i++)
@@ -709,11 +709,15 @@ static enum parse_status responses(struct cursor *in, const struct parse_context
             error(m.head, unit, context, session, state, step, attributes);
         } else if (m.type == 'C') {
             complete(m.head, unit, state, attributes);
-            state->flags = (uint16_t)((state->flags | COMPLETED) & ~ROWS);
-        } else if (strchr("sIV", m.type)) {
+            state->flags |= COMPLETED;
+            state->rows = 0;
+        } else if (m.type == 's') { /* it does not tell how many: as many as were seen */
+            state->returned = state->rows;
+            state->flags |= COMPLETED | (state->flags & BEGUN ? RETURNED : 0);
+        } else if (m.type == 'I' || m.type == 'V') {
             state->flags |= COMPLETED;
         } else if (m.type == 'D') {
-            state->flags |= ROWS;
+            state->rows++;
         } else if (m.type == 'G' && unit & EXECUTE && unit & SYNC) {
             session->sync_ignored = true;
         }
