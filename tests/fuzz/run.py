@@ -19,8 +19,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.contract import CORE, ROOT, SOURCES, Case, compile_c, protocol_names
+from tests.protocols import seeds
 
 TARGETS = ROOT / "tests" / "fuzz"
+# Targets that read conversations: the folder of theirs.
+RECORDED = {"postgresql": "postgres"}
 # Warnings are judged by the build, which is another compiler's.
 FLAGS = ("-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-Wno-error")
 
@@ -39,6 +42,13 @@ def write_seeds(corpus: Path, cases: list[Case]) -> None:
         for flags in (0, 4):  # without and with cursor.seen
             seed = bytes((control[0] | flags,)) + control[1:] + case.data
             (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+
+
+def write_recorded(corpus: Path, folder: str) -> None:
+    """Whole conversations, for targets that read both directions."""
+    for name in seeds.names(folder):
+        chunks = (bytes((sender,)) + len(data).to_bytes(2, "big") + data for sender, data in seeds.load(name))
+        (corpus / name.replace("/", "-")).write_bytes(b"\1\0" + b"".join(chunks))
 
 
 def write_conversations(corpus: Path, cases: list[Case]) -> None:
@@ -61,7 +71,11 @@ def fuzz(name: str, seconds: int) -> int:
     corpus.mkdir(parents=True, exist_ok=True)
     if name in protocol_names():
         sources = [*SOURCES, CORE / "protocols" / f"{name}.c"]
-        write_seeds(corpus, importlib.import_module(f"tests.protocols.test_{name}").TestContract.cases)
+        if name in RECORDED:
+            write_recorded(corpus, RECORDED[name])
+        else:
+            module = importlib.import_module(f"tests.protocols.test_{name}")
+            write_seeds(corpus, module.TestContract.cases)
     else:
         for protocol in protocol_names():
             module = importlib.import_module(f"tests.protocols.test_{protocol}")
