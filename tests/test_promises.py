@@ -23,7 +23,7 @@ TESTS = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("*.py") if
 
 
 def protocols() -> list[str]:
-    return re.findall(r"X\([A-Z0-9_]+, (\w+)\)", (ROOT / "bpf/protocols.h").read_text())
+    return re.findall(r"X\([A-Z0-9_]+, (\w+), [01]\)", (ROOT / "bpf/protocols.h").read_text())
 
 
 @pytest.mark.parametrize("verb", sorted(cli.commands))
