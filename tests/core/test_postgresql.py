@@ -263,6 +263,20 @@ def test_the_rest_of_an_answer_may_be_that_of_a_request_that_was_lost() -> None:
     assert [told(span) for span in core.spans()] == [(B, 1)]
 
 
+def test_an_execute_whose_bind_was_lost_has_no_text() -> None:
+    """The portal that it names was another statement's before."""
+    core = Core()
+    conn = connected(core)
+    conn.send(unit(A, SYNCS))
+    conn.receive(done("SELECT 0") + ready())
+    lost = parse(B) + bind(b"0")
+    conn.send(lost[:3])
+    conn.lose(OUT, lost[3:])
+    conn.send(execute() + SYNCS)
+    conn.receive(error("22012") + ready())
+    assert [told(span) for span in core.spans()] == [(A, 0), (None, "22012")]
+
+
 def test_an_error_that_was_seen_is_told_without_the_end() -> None:
     core = Core()
     conn = connected(core)

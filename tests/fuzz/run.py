@@ -23,6 +23,8 @@ from tests.core.sql_cases import CONFORMANCE, DIALECT, MY
 from tests.protocols import seeds
 
 TARGETS = ROOT / "tests" / "fuzz"
+# Targets that read conversations: the folder of theirs.
+RECORDED = {"postgresql": "postgres"}
 # Warnings are judged by the build, which is another compiler's.
 FLAGS = ("-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-Wno-error")
 
@@ -41,6 +43,13 @@ def write_seeds(corpus: Path, cases: list[Case]) -> None:
         for flags in (0, 4):  # without and with cursor.seen
             seed = bytes((control[0] | flags,)) + control[1:] + case.data
             (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+
+
+def write_turns(corpus: Path, folder: str) -> None:
+    """Whole conversations, for targets that read both directions."""
+    for name in seeds.names(folder):
+        chunks = (bytes((sender,)) + len(data).to_bytes(2, "big") + data for sender, data in seeds.load(name))
+        (corpus / name.replace("/", "-")).write_bytes(b"\1\0" + b"".join(chunks))
 
 
 def write_conversations(corpus: Path, cases: list[Case]) -> None:
@@ -100,7 +109,9 @@ def fuzz(name: str, seconds: int) -> int:
     if name in protocol_names():
         sources = [*SOURCES, CORE / "protocols" / f"{name}.c"]
         cases = importlib.import_module(f"tests.protocols.test_{name}").TestContract.cases
-        if name == "mysql":
+        if name in RECORDED:
+            write_turns(corpus, RECORDED[name])
+        elif name == "mysql":
             write_said(corpus, cases, seeds.names(name))
         elif seeds.names(name):
             write_recorded(corpus, name, cases)

@@ -383,8 +383,8 @@ ANSWERS = [
     ),
     answer(
         "a portal in parts",
-        BOUND + row(b"1") + SUSPENDED + row(b"2") + tag("SELECT 1") + ready(),
-        says(),
+        BOUND + row(b"1") * 2 + SUSPENDED + row(b"2") + tag("SELECT 1") + ready(),
+        says(2),
         says(1),
         hints=(BIND | EXECUTE, E_S),
     ),
@@ -446,6 +446,8 @@ def test_valid_messages_are_a_start(case: Case) -> None:
         (SERVER, message("C", b"select 1\0")),
         (SERVER, message("C", b"SELECT 1")),
         (SERVER, ready()),
+        (SERVER, b"N\0Z\0\0\0\5T"),
+        (SERVER, message("d", bytes(2 << 20))[:100]),
     ],
 )
 def test_other_bytes_are_no_start(sender: int, data: bytes) -> None:

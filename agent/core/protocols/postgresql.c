@@ -39,6 +39,7 @@ enum postgresql_limits {
     PORT = 5432,
     HEADER = 5,
     BODY_MAX = 0x3fffffff - 4, /* the server allocates no more at once (MaxAllocSize) */
+    LIKELY_MAX = 1 << 20,      /* of a body whose end is not in sight, to believe that it is one */
     SHORT_MAX = 300 * 1024,    /* of messages without user data: 65,535 parameters of 4 bytes */
     STARTUP_MAX = 10000,       /* MAX_STARTUP_PACKET_LENGTH */
     NAME_MAX = 256,            /* of statements and portals; the server tells 63 bytes apart */
@@ -64,22 +65,23 @@ struct session {
 struct client_state {
     uint32_t unit; /* that is open, as far as it came; 0: none */
     bool told;     /* its statement */
+    bool unbroken; /* nothing was lost since the names were last looked after */
 };
 
 enum answer_flags {
     BEGUN = 1,
     COMPLETED = 2, /* CommandComplete, PortalSuspended, EmptyQueryResponse or FunctionCallResponse came */
     FAILED = 4,
-    ROWS = 8,      /* DataRows came since the last of them */
-    RETURNED = 16,
-    AFFECTED = 32,
-    SKIPPING = 64, /* the server waits for a Sync */
-    STRAY = 128,   /* what comes up to ReadyForQuery answers nothing that was seen */
-    MORE = 256,    /* something of the answer was read, since the last loss */
+    RETURNED = 8,
+    AFFECTED = 16,
+    SKIPPING = 32, /* the server waits for a Sync */
+    STRAY = 64,    /* what comes up to ReadyForQuery answers nothing that was seen */
+    MORE = 128,    /* something of the answer was read, since the last loss */
 };
 
 struct server_state {
     uint64_t returned, affected;
+    uint64_t rows; /* DataRows since the last of what is COMPLETED */
     uint16_t flags;
     uint8_t warning[CODE]; /* SQLSTATE of the last one; zero: none */
 };
@@ -96,14 +98,26 @@ struct message {
 
 /* Least lengths of bodies, plus one; 0: there is no such message. */
 static const uint8_t least_body[2][128] = {
-    [SENDER_CLIENT] = {['B'] = 9, ['C'] = 3, ['D'] = 3, ['E'] = 6, ['F'] = 11, ['H'] = 1, ['P'] = 5, ['Q'] = 2,
-                       ['S'] = 1, ['X'] = 1, ['c'] = 1, ['d'] = 1, ['f'] = 2, ['p'] = 1},
+    [SENDER_CLIENT] = {['B'] = 9, ['C'] = 3, ['D'] = 3, ['E'] = 6, ['F'] = 11, ['H'] = 1, ['P'] = 5,
+                       ['Q'] = 2, ['S'] = 1, ['X'] = 1, ['c'] = 1, ['d'] = 1, ['f'] = 2, ['p'] = 1},
     [SENDER_SERVER] = {['1'] = 1, ['2'] = 1, ['3'] = 1, ['A'] = 7, ['C'] = 2, ['D'] = 3, ['E'] = 2, ['G'] = 4,
                        ['H'] = 4, ['I'] = 1, ['K'] = 9, ['N'] = 2, ['R'] = 5, ['S'] = 3, ['T'] = 3, ['V'] = 5,
-                       ['W'] = 4, ['Z'] = 2, ['c'] = 1, ['d'] = 1, ['n'] = 1, ['s'] = 1, ['t'] = 3, ['v'] = 9},
+                       ['W'] = 4, ['Z'] = 2, ['c'] = 1, ['d'] = 1, ['n'] = 1, ['s'] = 1,
+                       ['t'] = 3, ['v'] = 9},
 };
-static const char fixed_body[2][10] = {[SENDER_CLIENT] = "HSXc", [SENDER_SERVER] = "123IZcns"}; /* no more than the least */
-static const char long_body[2][8] = {[SENDER_CLIENT] = "BFPQdf", [SENDER_SERVER] = "ADENTVd"}; /* of any length */
+/* Bodies of no more than the least, and of any length. */
+static const char fixed_body[2][10] = {[SENDER_CLIENT] = "HSXc", [SENDER_SERVER] = "123IZcns"};
+static const char long_body[2][8] = {[SENDER_CLIENT] = "BFPQdf", [SENDER_SERVER] = "ADENTVd"};
+
+static bool is_digit(uint8_t c)
+{
+    return c >= '0' && c <= '9';
+}
+
+static bool is_upper(uint8_t c)
+{
+    return c >= 'A' && c <= 'Z';
+}
 
 static uint32_t be32(const uint8_t *bytes)
 {
@@ -135,8 +149,10 @@ static uint32_t head_wanted(const struct message *m, enum sender sender)
                : m->type == 'B' ? 2 * NAME_MAX
                : m->type == 'D' || m->type == 'E' || m->type == 'C' ? NAME_MAX : 0;
     else
-        most = m->type == 'C' ? TAG_MAX : m->type == 'Z' ? 1 : m->type == 'E' || m->type == 'N' ? FIELDS_MAX
-               : m->type == 'S' ? STATUS_MAX : 0;
+        most = m->type == 'C'   ? TAG_MAX
+               : m->type == 'Z' ? 1
+               : m->type == 'S' ? STATUS_MAX
+               : m->type == 'E' || m->type == 'N' ? FIELDS_MAX : 0;
     return m->body < most ? m->body : most;
 }
 
@@ -225,8 +241,8 @@ static void place(const struct session *session, const struct parse_context *con
 }
 
 /* StartupMessage, SSLRequest, GSSENCRequest, CancelRequest */
-static enum parse_status startup(struct cursor *in, const struct parse_context *context, struct session *session,
-                                 struct step *step, struct builder *attributes)
+static enum parse_status startup(struct cursor *in, const struct parse_context *context,
+                                 struct session *session, struct step *step, struct builder *attributes)
 {
     struct slice head = cursor_bytes(in, 8);
     if (in->status != PARSE_OK)
@@ -298,7 +314,7 @@ static void forget(struct text sql, const struct parse_context *context, struct 
     bool plain = name.length > 0;
     for (size_t i = 0; i < name.length; i++)
         plain &= (name.bytes[i] >= 'a' && name.bytes[i] <= 'z') || name.bytes[i] == '_' ||
-                 (i && name.bytes[i] >= '0' && name.bytes[i] <= '9');
+                 (i && is_digit(name.bytes[i]));
     if (discards || !plain || text_is(name, "all"))
         prepared_clear(context->statements, &session->statements);
     else
@@ -357,7 +373,8 @@ static void prepare(const struct message *m, const struct parse_context *context
 
 /* Bind: portal, statement, formats and values of parameters; `rest`: of the body, behind its head */
 static void bind_portal(const struct message *m, struct text rest, const struct parse_context *context,
-                 struct session *session, struct client_state *state, struct step *step, struct builder *attributes)
+                        struct session *session, struct client_state *state, struct step *step,
+                        struct builder *attributes)
 {
     struct text values = m->head, portal = string(&values), name = string(&values);
     if (portal.bytes == NULL)
@@ -392,6 +409,18 @@ static void close_named(const struct message *m, const struct parse_context *con
         prepared_remove(context->statements, all, key_of(context, name));
 }
 
+/* What was lost may have given the unnamed statement and the portals another meaning. A statement with a name
+ * keeps it: to change that takes a Close and a Parse, and clients rather take new names. */
+static void after_loss(const struct parse_context *context, struct session *session,
+                       struct client_state *state)
+{
+    if (state->unbroken)
+        return;
+    prepared_remove(context->statements, &session->statements, key_of(context, TEXT("")));
+    prepared_clear(context->statements, &session->portals);
+    state->unbroken = true;
+}
+
 static uint32_t bit_of(uint8_t type)
 {
     switch (type) {
@@ -407,14 +436,16 @@ static uint32_t bit_of(uint8_t type)
     }
 }
 
-static enum parse_status requests(struct cursor *in, const struct parse_context *context, struct session *session,
-                                  struct client_state *state, struct step *step, struct builder *attributes)
+static enum parse_status requests(struct cursor *in, const struct parse_context *context,
+                                  struct session *session, struct client_state *state, struct step *step,
+                                  struct builder *attributes)
 {
     struct message m;
     while (!step->ends && step->skip == 0) {
         const uint8_t *before = in->at;
         if (!next_message(in, SENDER_CLIENT, &m))
             return leave(in, before);
+        after_loss(context, session, state);
         uint32_t bit = bit_of(m.type);
         bool ignored = m.type == 'S' && session->sync_ignored;
         if (ignored)
@@ -423,7 +454,7 @@ static enum parse_status requests(struct cursor *in, const struct parse_context 
         if (begins && before > in->start)
             return leave(in, before);
         if (begins) {
-            *state = (struct client_state){0};
+            *state = (struct client_state){.unbroken = true};
             step->begins = true;
             place(session, context, attributes);
         }
@@ -441,7 +472,7 @@ static enum parse_status requests(struct cursor *in, const struct parse_context 
         }
         if (bit >= SYNC || ((ignored || m.type == 'H') && state->unit)) {
             step->ends = true;
-            *state = (struct client_state){0};
+            *state = (struct client_state){.unbroken = true};
         }
         if (cursor_left(in) == 0)
             break;
@@ -491,7 +522,9 @@ static uint32_t last_of(uint32_t unit)
 static bool is_last(uint8_t type, uint32_t unit)
 {
     static const char parts[] = "tDGHdc"; /* of answers, never their end */
-    return answered_by(type) & last_of(unit) && !strchr(parts, type) && (type == 'Z') == !!(unit & UNTIL_READY);
+    if (unit & UNTIL_READY)
+        return type == 'Z';
+    return answered_by(type) & last_of(unit) && !strchr(parts, type);
 }
 
 struct fields {
@@ -499,7 +532,7 @@ struct fields {
     struct text code; /* SQLSTATE; empty: not there, or none */
 };
 
-/* https://www.postgresql.org/docs/current/protocol-error-fields.html; S is localized, V is of 9.6 and later. */
+/* https://www.postgresql.org/docs/current/protocol-error-fields.html; S is localized, V came with 9.6. */
 static struct fields fields_of(struct text t)
 {
     struct fields out = {.code = TEXT("")};
@@ -513,7 +546,7 @@ static struct fields fields_of(struct text t)
             out.fatal |= text_is(value, "fatal") || text_is(value, "panic");
         bool code = type == 'C' && value.length == CODE;
         for (size_t i = 0; i < value.length && code; i++)
-            code = (value.bytes[i] >= '0' && value.bytes[i] <= '9') || (value.bytes[i] >= 'A' && value.bytes[i] <= 'Z');
+            code = is_digit(value.bytes[i]) || is_upper(value.bytes[i]);
         if (code)
             out.code = value;
     }
@@ -525,7 +558,8 @@ static bool is_code(struct text code, const char *literal)
     return code.length == CODE && memcmp(code.bytes, literal, CODE) == 0;
 }
 
-static void failure(struct text code, struct server_state *state, struct step *step, struct builder *attributes)
+static void failure(struct text code, struct server_state *state, struct step *step,
+                    struct builder *attributes)
 {
     state->flags |= FAILED;
     step->failed = true;
@@ -535,8 +569,8 @@ static void failure(struct text code, struct server_state *state, struct step *s
         builder_text(attributes, KEY_ERROR_TYPE, "_OTHER", 6, 6);
 }
 
-/* CommandComplete: "SELECT 5", "INSERT 0 1", "CREATE TABLE". Rows that a SELECT counts and nobody was sent went
- * into a new table; after a loss nobody knows what was sent, and then there were many. */
+/* CommandComplete: "SELECT 5", "INSERT 0 1", "CREATE TABLE". Rows that a SELECT counts and nobody was sent
+ * went into a new table; after a loss nobody knows what was sent, and then there were many. */
 static void complete(struct text tag, uint32_t unit, struct server_state *state, struct builder *attributes)
 {
     static const char *const counted[] = {"insert", "update", "delete", "merge", "move", "copy"};
@@ -559,7 +593,7 @@ static void complete(struct text tag, uint32_t unit, struct server_state *state,
     }
     if (number.length == 0)
         return;
-    bool sent = rows == 0 || state->flags & ROWS || !(state->flags & BEGUN);
+    bool sent = rows == 0 || state->rows || !(state->flags & BEGUN);
     bool reads = text_is(verb, "select") || text_is(verb, "fetch");
     bool writes = reads && !sent;
     for (size_t i = 0; i < sizeof counted / sizeof *counted; i++)
@@ -571,7 +605,8 @@ static void complete(struct text tag, uint32_t unit, struct server_state *state,
     state->flags |= writes ? AFFECTED : RETURNED;
 }
 
-static void finish_answer(uint32_t unit, struct server_state *state, struct step *step, struct builder *attributes)
+static void finish_answer(uint32_t unit, struct server_state *state, struct step *step,
+                          struct builder *attributes)
 {
     uint16_t flags = state->flags;
     if (!(flags & (COMPLETED | FAILED)) && unit & EXECUTES) {
@@ -589,8 +624,9 @@ static void finish_answer(uint32_t unit, struct server_state *state, struct step
     *state = (struct server_state){0};
 }
 
-static void error(struct text head, uint32_t unit, const struct parse_context *context, struct session *session,
-                  struct server_state *state, struct step *step, struct builder *attributes)
+static void error(struct text head, uint32_t unit, const struct parse_context *context,
+                  struct session *session, struct server_state *state, struct step *step,
+                  struct builder *attributes)
 {
     struct fields fields = fields_of(head);
     failure(fields.code, state, step, attributes);
@@ -623,7 +659,7 @@ static void warn(struct text head, struct server_state *state)
         memcpy(state->warning, fields.code.bytes, CODE);
 }
 
-/* A ReadyForQuery that does not end the answer to a unit: that of a Sync alone, or of all that was skipped. */
+/* A ReadyForQuery that ends no answer to a unit: that of a Sync alone, or of all that was skipped. */
 static void ready(uint32_t unit, struct server_state *state, struct step *step)
 {
     step->begins = step->ends = true;
@@ -670,8 +706,9 @@ static enum relation relation_of(const struct message *m, const struct parse_con
     return bits & first_of(unit) ? BEGINS : CONTRADICTS;
 }
 
-static enum parse_status responses(struct cursor *in, const struct parse_context *context, struct session *session,
-                                   struct server_state *state, struct step *step, struct builder *attributes)
+static enum parse_status responses(struct cursor *in, const struct parse_context *context,
+                                   struct session *session, struct server_state *state, struct step *step,
+                                   struct builder *attributes)
 {
     uint32_t unit = context->hint;
     struct message m;
@@ -711,11 +748,15 @@ static enum parse_status responses(struct cursor *in, const struct parse_context
             error(m.head, unit, context, session, state, step, attributes);
         } else if (m.type == 'C') {
             complete(m.head, unit, state, attributes);
-            state->flags = (uint16_t)((state->flags | COMPLETED) & ~ROWS);
-        } else if (strchr("sIV", m.type)) {
+            state->flags |= COMPLETED;
+            state->rows = 0;
+        } else if (m.type == 's') { /* it does not tell how many: as many as were seen */
+            state->returned = state->rows;
+            state->flags |= COMPLETED | (state->flags & BEGUN ? RETURNED : 0);
+        } else if (m.type == 'I' || m.type == 'V') {
             state->flags |= COMPLETED;
         } else if (m.type == 'D') {
-            state->flags |= ROWS;
+            state->rows++;
         } else if (m.type == 'G' && unit & EXECUTE && unit & SYNC) {
             session->sync_ignored = true;
         }
@@ -749,7 +790,7 @@ static void session_end(void *memory, struct statement_cache *statements)
 
 /* --- finding a start again -------------------------------------------------------------------------- */
 
-/* Formats of what user data rarely looks like: rows, command tags, states. `body`: as much as there is of it. */
+/* Formats of what user data rarely looks like: rows, command tags, states. `body`: as far as it is there. */
 static bool well_formed(const struct message *m, struct text body, enum sender sender)
 {
     bool whole = body.length == m->body;
@@ -758,14 +799,17 @@ static bool well_formed(const struct message *m, struct text body, enum sender s
     uint8_t first = body.bytes[0], last = body.bytes[body.length - 1];
     if (sender == SENDER_CLIENT)
         return m->type == 'Q'                     ? !whole || last == '\0'
-               : m->type == 'D' || m->type == 'C' ? (first == 'S' || first == 'P') && (!whole || last == '\0') : true;
+               : m->type == 'D' || m->type == 'C' ? (first == 'S' || first == 'P') && (!whole || last == '\0')
+                                                  : true;
+    if (m->type == 'E' || m->type == 'N')
+        return first == 'S' && (!whole || last == '\0');
     if (m->type == 'Z')
         return first == 'I' || first == 'T' || first == 'E';
     if (m->type == 'C') {
         for (size_t i = 0; i + 1 < body.length; i++)
-            if (!(body.bytes[i] >= 'A' && body.bytes[i] <= 'Z') && (i == 0 || body.bytes[i] > '9' || body.bytes[i] < ' '))
+            if (!is_upper(body.bytes[i]) && !is_digit(body.bytes[i]) && body.bytes[i] != ' ')
                 return false;
-        return first >= 'A' && first <= 'Z' && (!whole || last == '\0');
+        return is_upper(first) && (!whole || last == '\0');
     }
     size_t at = 2;
     if (m->type == 'D' && body.length >= at) {
@@ -793,7 +837,7 @@ static bool is_chain(const uint8_t *data, size_t length, size_t from, enum sende
         if (!well_formed(&m, (struct text){data + from + HEADER, m.body < left ? m.body : left}, sender))
             return false;
         if (m.body >= left)
-            return true;
+            return m.body <= LIKELY_MAX;
         from += HEADER + m.body;
     }
     return true;
@@ -815,8 +859,8 @@ static size_t postgresql_resync(const uint8_t *data, size_t length, size_t from,
 }
 
 /* What ends an answer, exactly at the end: CommandComplete or its like, CloseComplete, ReadyForQuery. A
- * ReadyForQuery without them, where they would have been in sight, follows an ErrorResponse (of which the last
- * field and the list of fields end with NUL). */
+ * ReadyForQuery without them, where they would have been in sight, follows an ErrorResponse (whose last field
+ * and whose list of fields end with NUL). */
 static size_t postgresql_resync_end(const uint8_t *data, size_t length)
 {
     enum { READY_SIZE = HEADER + 1, SIGHT = 48 };
@@ -824,8 +868,8 @@ static size_t postgresql_resync_end(const uint8_t *data, size_t length)
         bool completes = false;
         size_t at = start;
         struct message m;
-        while (at + HEADER <= length && strchr("CsI3Z", data[at]) && header_of(data + at, SENDER_SERVER, &m) &&
-               m.body <= length - at - HEADER &&
+        while (at + HEADER <= length && strchr("CsI3Z", data[at]) &&
+               header_of(data + at, SENDER_SERVER, &m) && m.body <= length - at - HEADER &&
                well_formed(&m, (struct text){data + at + HEADER, m.body}, SENDER_SERVER)) {
             completes |= m.type != '3' && m.type != 'Z';
             at += HEADER + m.body;
