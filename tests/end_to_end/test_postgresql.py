@@ -14,7 +14,7 @@ import pytest
 from benchmarks import clients
 from benchmarks.databases.postgres import Postgres, postgres
 from benchmarks.databases.server import Statement
-from tests.end_to_end.conftest import CLIENT, Span
+from benchmarks.spans import CLIENT, Span
 
 pytestmark = pytest.mark.kernel
 
