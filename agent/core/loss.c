@@ -88,8 +88,13 @@ bool loss_told(struct core *core, struct connection *c, const uint32_t unsent[2]
     if (chunk && more[!answering] && !more[answering] && begins && waiting)
         c->batched |= protocol_of(c)->batches;
     bool doubted = answers->sync == SYNC_LOST || told_before[answering];
-    if (more[!answering] || left_out)
+    if (more[!answering] || left_out) {
         accompany(c);
+        /* A client that never sent several waits with the next one until the answer has come, or is lost too. */
+        bool single = !c->first && !c->batched && !c->waits && (more[answering] || left_out);
+        if (protocol_of(c) && protocol_of(c)->batches && !single)
+            c->sits_out = SITS_OUT;
+    }
     bool waits = c->first && !(c->first->responded && doubted);
     /* What is missing may all be of the body that is being read: the next record of that stream tells. */
     if ((more[answering] || left_out) && !(answers->current && stream_in_body(answers)))
@@ -116,11 +121,13 @@ void loss_of_answers(struct core *core, struct connection *c)
     pairing_drop_unanswered(core, c);
 }
 
-void loss_of_requests(struct core *core, struct connection *c)
+void loss_of_requests(struct core *core, struct connection *c, bool told)
 {
     (void)core;
     accompany(c);
     doubt(c);
+    if (!told && protocol_of(c) && protocol_of(c)->batches)
+        c->sits_out = SITS_OUT;
 }
 
 void loss_finish_unseen(struct core *core, struct connection *c)

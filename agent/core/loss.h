@@ -11,8 +11,8 @@ bool loss_told(struct core *core, struct connection *c, const uint32_t unsent[2]
 /* Bytes of the answering direction were not seen, or not understood: anything that waits may have been
  * answered in them, but for the exchange whose answer is being read. */
 void loss_of_answers(struct core *core, struct connection *c);
-/* The same of requests: more may have been asked than is known. */
-void loss_of_requests(struct core *core, struct connection *c);
+/* The same of requests: more may have been asked than is known. `told`: loss_told() has drawn its conclusions. */
+void loss_of_requests(struct core *core, struct connection *c, bool told);
 /* A request begins that may stand behind one that was lost, and is due too. */
 void loss_overtaken(struct connection *c);
 /* A request begins: what became of those before it? */

@@ -124,7 +124,7 @@ struct pending *pairing_request(struct core *core, struct connection *c, const s
     struct pending *p = room && !c->unsure && !c->sits_out ? pending_new(core, c, tracestate, attributes->size) : NULL;
     if (p == NULL) {
         /* Those before it keep their place. Behind it no answer can be told apart, if there are others. */
-        loss_of_requests(core, c);
+        loss_of_requests(core, c, false);
         count_dropped(core, event->tgid);
         return NULL;
     }

@@ -304,7 +304,7 @@ static void refuse(struct feed *f)
     count_gap(f, GAP_INVALID);
     f->c->invalid++;
     kept_disown(f, LEDGER_UNKNOWN);
-    loss_of_requests(f->core, f->c);
+    loss_of_requests(f->core, f->c, false);
     pairing_drop_all(f->core, f->c);
     stream_lose(f->core, f->c, f->direction, LEDGER_UNKNOWN);
 }
@@ -595,7 +595,7 @@ static void conclude(struct feed *f, enum hole hole)
         p->alone = p->next == NULL && !p->accompanied;
     }
     if (is_request(f))
-        loss_of_requests(f->core, c);
+        loss_of_requests(f->core, c, hole == HOLE_TOLD);
     else if (hole != HOLE_TOLD || c->pipelined)
         loss_of_answers(f->core, c);
 }
@@ -656,7 +656,7 @@ static void overlap(struct feed *f)
     count_gap(f, GAP_OVERLAP);
     kept_disown(f, LEDGER_LOST);
     c->pipelined |= c->kind && is_request(f); /* and two requests at once are not those of a client that waits */
-    loss_of_requests(f->core, c);
+    loss_of_requests(f->core, c, false);
     pairing_drop_all(f->core, c);
     stream_lose(f->core, c, f->direction, LEDGER_LOST);
 }

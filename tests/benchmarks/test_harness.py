@@ -160,6 +160,12 @@ def test_every_goal_of_the_issue_has_a_budget() -> None:
         "bystander_getpid": (3, 0),
         "bystander_read": (3, 0),
         "scale_memory": (40, 25),
+        "statements_found": (99.9, 100),
+        "statements_invented": (0, 0),
+        "statements_duration": (50, 10),
+        "statements_core": (2, 0.7),
+        "statements_flood": (0, 100),
+        "statements_large": (1, 1),
     }
 
 

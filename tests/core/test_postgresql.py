@@ -264,7 +264,7 @@ def test_the_rest_of_an_answer_may_be_that_of_a_request_that_was_lost() -> None:
 
 
 def test_an_execute_whose_bind_was_lost_has_no_text() -> None:
-    """The portal that it names was another statement's before."""
+    """The portal that it names was another statement's before. What may be behind a lost request has no pair."""
     core = Core()
     conn = connected(core)
     conn.send(unit(A, SYNCS))
@@ -274,7 +274,9 @@ def test_an_execute_whose_bind_was_lost_has_no_text() -> None:
     conn.lose(OUT, lost[3:])
     conn.send(execute() + SYNCS)
     conn.receive(error("22012") + ready())
-    assert [told(span) for span in core.spans()] == [(A, 0), (None, "22012")]
+    conn.send(execute() + SYNCS)
+    conn.receive(error("34000") + ready())
+    assert [told(span) for span in core.spans()] == [(A, 0), (None, "34000")]
 
 
 def test_an_error_that_was_seen_is_told_without_the_end() -> None:
