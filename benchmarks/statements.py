@@ -34,6 +34,7 @@ from benchmarks.harness import Estimate, Figure, Report, estimate
 from benchmarks.patience import patience
 from benchmarks.spans import Span, read_spans
 
+LONG = 8192  # SQL_MAX of agent/core/statements.h
 SETTLE_S = patience(10.0)
 NS_PER_US = 1000
 
@@ -106,22 +107,20 @@ def settled(tracer: Agent) -> Counters:
 
 # ---------------------------------------------------------------- the truth
 
+Told = tuple[str, str]  # a text that can be compared, an error
+
 
 def safe(text: str, dialect: str) -> str:
     """A statement as both sides can be compared: without literals. One that may not be told is empty."""
     from tests.sql_reference import sanitized  # the second implementation, which the tests hold the first to
 
+    if len(text) > LONG:  # the span has the beginning, which ends within a literal
+        text = text[:LONG] + "'"
     read = sanitized(text, dialect, "literal" if dialect == "postgresql" else "escapes") or ""
     return read.replace("NULL", "?")  # MariaDB's log has the values where the statement has placeholders
 
 
-def compared(logged: Sequence[str], spans: Sequence[str]) -> tuple[int, int]:
-    """How many of the log's have a span of their own, and how many spans have none of the log's."""
-    truth, found = Counter(logged), Counter(spans)
-    return (truth & found).total(), (found - truth).total()
-
-
-def of_sql(statements: Sequence[Statement], dialect: str) -> list[str]:
+def of_sql(statements: Sequence[Statement], dialect: str) -> list[Told]:
     """What of a log is a statement, or failed, not the steps to one. Of several in one query MariaDB
     logs the first with the whole text, and each later one with what is left of it."""
     spoken = {"statement", "execute", "query", "bulk_execute", "init db"}
@@ -129,24 +128,24 @@ def of_sql(statements: Sequence[Statement], dialect: str) -> list[str]:
     for each in sorted(statements, key=lambda each: (each.session, each.number)):
         rest = each.kind == "query" and bool(each.text) and before.endswith("; " + each.text)
         if (each.kind in spoken or each.error) and not rest:
-            logged.append(safe(each.text, dialect))
+            logged.append((safe(each.text, dialect), each.error or ""))
         before = each.text
     return logged
 
 
-def spans_of_sql(spans: Sequence[Span], dialect: str) -> list[str]:
-    return [safe(str(span["db.query.text"] or ""), dialect) for span in spans]
+def spans_of_sql(spans: Sequence[Span], dialect: str) -> list[Told]:
+    return [(safe(str(span["db.query.text"] or ""), dialect), span["error.type"] or "") for span in spans]
 
 
-def of_redis(statements: Sequence[Statement]) -> list[str]:
+def of_redis(statements: Sequence[Statement]) -> list[Told]:
     """MONITOR shows what was run, script by script too, and nothing that is for administrators."""
-    return [each.text.partition(" ")[0].upper() for each in statements if each.kind != "lua"]
+    return [(each.text.partition(" ")[0].upper(), "") for each in statements if each.kind != "lua"]
 
 
-def spans_of_redis(spans: Sequence[Span], shown: Sequence[str]) -> list[str]:
+def spans_of_redis(spans: Sequence[Span], shown: Sequence[Told]) -> list[Told]:
     """Those of commands that MONITOR shows: not what is refused before it is run."""
     run = [span for span in spans if span["db.response.status_code"] != "ERR"]
-    names = [str(span["db.operation.name"]).partition(" ")[0] for span in run]
+    names = [(str(span["db.operation.name"]).partition(" ")[0], "") for span in run]
     return [name for name in names if name in set(shown)]
 
 
@@ -163,10 +162,18 @@ class Comparison:
         return [self.program, str(self.logged), str(self.found), str(self.invented), example[:100]]
 
 
-def compare(program: str, logged: list[str], spans: list[str]) -> Comparison:
-    found, invented = compared(logged, spans)
+def compare(program: str, logged: Sequence[Told], spans: Sequence[Told]) -> Comparison:
+    """Which of the log have a span of their own, and how many spans have none of the log. Where the log has
+    no text, or not all of it (a login, what could not be prepared, a long one), the outcome is compared."""
+    truth = Counter(text for text, _ in logged if text)
+    found = Counter(text for text, _ in spans)
+    missing, invented = truth - found, found - truth
+    nameless = Counter(error for text, error in logged if not text)
+    errors = Counter(error for text, error in spans if invented[text])
+    missing += Counter({f"error {error}": count for error, count in (nameless - errors).items()})
+    told = (nameless & errors).total()
     return Comparison(
-        program, len(logged), found, invented, list((Counter(logged) - Counter(spans)).elements())
+        program, len(logged), len(logged) - missing.total(), invented.total() - told, list(missing.elements())
     )
 
 

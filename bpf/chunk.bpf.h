@@ -167,13 +167,14 @@ INLINE bool chunk(struct work *work, struct control *shared, struct kernel_count
     const struct demand *demand = demands.lookup(&slot);
     uint8_t mode = DEMAND_DEFAULT;
     uint32_t offset = 0;
-    bool quiet = false;
+    bool quiet = false, awaited = false; /* the core reads on in this chunk */
     if (demand && demand->conn_id == connection->conn_id) {
         uint64_t skip_to = demand->skip_to[direction];
         mode = demand->mode[direction];
         if (demand->protocol)
             connection->protocol = demand->protocol;
         quiet = pos + size < skip_to || mode == DEMAND_NOTHING;
+        awaited = pos <= skip_to && skip_to < pos + size;
         if (pos < skip_to)
             offset = least(skip_to - pos < size ? skip_to - pos : size, size);
     }
@@ -206,7 +207,7 @@ INLINE bool chunk(struct work *work, struct control *shared, struct kernel_count
     /* Does a message begin here? In a database's protocol: is it the other side's turn? */
     bool database = protocol_is_database(protocol);
     bool turned = database && connection->turn != direction;
-    uint32_t framing = database ? 0 : FRAMING_BYTES;
+    uint32_t framing = database && !awaited ? 0 : FRAMING_BYTES;
     connection->turn = direction;
     if (turned)
         stream->allowance = TURN_ALLOWANCE;

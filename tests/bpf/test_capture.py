@@ -385,6 +385,23 @@ def test_of_a_database_a_turn_is_copied_and_of_what_is_longer_the_ends(tracer: T
             assert sum(e.tail == answer[-TAIL:] for e in sent) == turn * 5
 
 
+def test_behind_what_is_skipped_a_database_goes_on(tracer: Tracer) -> None:
+    """Also when the turn's allowance is used up: there stands the next length."""
+    with pair() as (client, server):
+        client.send(b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n")
+        exactly(server, 20)
+        for _ in range(TURN_ALLOWANCE // 50_000 + 1):
+            server.sendall(b"x" * 50_000)
+            exactly(client, 50_000)
+        last = [e for e in tracer.of("chunk", OUT) if e.conn_id == opened(tracer, server).conn_id][-1]
+        end = moved(last)
+        Demands(tracer).set(last.conn_id, skip_out=end + 1000)
+        server.sendall(b"y" * 1000 + b"next" * 100)
+        exactly(client, 1400)
+        behind = [e for e in tracer.of("chunk", OUT) if e.conn_id == last.conn_id][-1]
+        assert (behind.offset, behind.head) == (1000, (b"next" * 100)[:FRAMING])
+
+
 def test_sendfile_is_counted_and_not_read(tracer: Tracer, tmp_path: Path) -> None:
     file = tmp_path / "body"
     file.write_bytes(b"f" * 50_000)

@@ -264,7 +264,7 @@ def test_the_rest_of_an_answer_may_be_that_of_a_request_that_was_lost() -> None:
 
 
 def test_an_execute_whose_bind_was_lost_has_no_text() -> None:
-    """The portal that it names was another statement's before. What may be behind a lost request has no pair."""
+    """The portal that it names was another statement's before. Behind a lost request nothing has a pair."""
     core = Core()
     conn = connected(core)
     conn.send(unit(A, SYNCS))

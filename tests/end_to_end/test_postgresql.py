@@ -30,7 +30,7 @@ FEATURES = {
 
 
 def shape(text: str | None) -> str:
-    """Without literals. Of a long text the span has the beginning, which is here in the middle of a literal."""
+    """Without literals. Of a long text the span has the beginning, which ends within a literal."""
     text = text or ""
     return sanitized(text if len(text) < LONG else text[:LONG] + "'", "postgresql", "literal") or ""
 
