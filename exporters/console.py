@@ -405,12 +405,15 @@ def _line(batch: SpanBatch, i: int, is_root: bool) -> Line:
         name=clean(batch.name(i)),
         status=clean(str(status)),
         peer=clean(host if port is None else f"{host}:{port}"),
-        path=clean(_path(attributes)),
+        path=clean(_asked(attributes)),
     )
 
 
-def _path(attributes: Mapping[str, AttributeValue]) -> str:
-    """The concrete path and query, of a client's full URL too."""
+def _asked(attributes: Mapping[str, AttributeValue]) -> str:
+    """The concrete path and query, of a client's full URL too; or the text of a statement, in one line."""
+    text = attributes.get("db.query.text")
+    if text is not None:
+        return " ".join(str(text).split())
     path = str(attributes.get("url.path", ""))
     if not path:
         rest = str(attributes.get("url.full", "")).partition("://")[2]

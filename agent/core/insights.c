@@ -257,7 +257,7 @@ void insights_statement(struct core *core, const struct pending *p, uint64_t end
 {
     const struct connection *c = p->connection;
     const struct core_config *config = &core->config;
-    bool reads = p->traits & TRAIT_READS;
+    bool reads = p->traits & TRAIT_READS && p->batch < 2; /* several at once cost one round trip */
     if (c->kind != KIND_CLIENT)
         return;
     if (config->slow_statement_ns && !(p->traits & TRAIT_BLOCKS) &&

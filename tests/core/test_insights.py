@@ -115,6 +115,15 @@ def test_with_pauses_it_is_no_run() -> None:
     assert names(core) == []
 
 
+def test_many_at_once_are_no_run() -> None:
+    core = Core()
+    connection = redis(core)
+    connection.send(b"".join(command("GET", f"k{i}") for i in range(50)), protocol=lib.PROTOCOL_UNDECIDED)
+    connection.receive(b"$-1\r\n" * 50, protocol=lib.PROTOCOL_UNDECIDED)
+    assert names(core) == []
+    assert {span["db.operation.batch.size"] for span in core.taken} == {50}  # type: ignore[attr-defined]
+
+
 def test_two_connections_are_two_runs_unless_one_request_asks() -> None:
     """Without a parent each connection counts for itself; behalf of one request, all of them do."""
     core = Core()
@@ -203,3 +212,71 @@ def test_nothing_is_told_of_the_database_side() -> None:
     connection.send(b"+OK\r\n", protocol=lib.PROTOCOL_UNDECIDED)
     assert names(core) == []
     assert [span.kind for span in core.taken] == [lib.KIND_SERVER]  # type: ignore[attr-defined]
+
+
+def postgresql(core: Core) -> Connection:
+    """Connected and logged in."""
+    connection = core.open(CLIENT, remote=("10.0.0.8", 5432))
+    parameters = b"user\0ada\0database\0shop\0\0"
+    startup = (8 + len(parameters)).to_bytes(4, "big") + b"\0\3\0\0" + parameters
+    connection.send(startup, protocol=lib.PROTOCOL_UNDECIDED)
+    connection.receive(b"R\0\0\0\x08\0\0\0\0" + READY % b"I", protocol=lib.PROTOCOL_UNDECIDED)
+    return connection
+
+
+READY = b"Z\0\0\0\x05%s"
+
+
+def query(connection: Connection, text: bytes, tag: bytes, state: bytes) -> None:
+    connection.send(b"Q" + (5 + len(text)).to_bytes(4, "big") + text + b"\0", protocol=lib.PROTOCOL_UNDECIDED)
+    done = b"C" + (5 + len(tag)).to_bytes(4, "big") + tag + b"\0" + READY % state
+    connection.receive(done, protocol=lib.PROTOCOL_UNDECIDED)
+
+
+def later(core: Core, seconds: float) -> None:
+    core.now_ms += int(seconds * 1000)
+    core.feed()
+
+
+def test_a_transaction_left_open_is_told_once_with_its_last_statement() -> None:
+    core = Core()
+    connection = postgresql(core)
+    query(connection, b"BEGIN", b"BEGIN", b"T")
+    query(connection, b"UPDATE orders SET paid = 1", b"UPDATE 3", b"T")
+    later(core, 9.9)
+    assert names(core) == []
+    later(core, 1.2)
+    core.taken = core.spans()  # type: ignore[attr-defined]
+    (finding,) = findings(core)
+    assert (finding["name"], finding["db.query.text"]) == (
+        "idle_in_transaction",
+        "UPDATE orders SET paid = ?",
+    )
+    assert finding[OWN + "finding.duration_ms"] >= 10_000
+    later(core, 60)
+    query(connection, b"SELECT 1", b"SELECT 1", b"T")
+    later(core, 60)
+    assert names(core) == [], "once for a transaction"
+    query(connection, b"COMMIT", b"COMMIT", b"I")
+    query(connection, b"BEGIN", b"BEGIN", b"T")
+    later(core, 60)
+    assert names(core) == ["idle_in_transaction"]
+
+
+def test_who_is_busy_or_has_no_transaction_is_not_idle_in_one() -> None:
+    core = Core()
+    busy, done, gone = postgresql(core), postgresql(core), postgresql(core)
+    for connection in (busy, done, gone):
+        query(connection, b"BEGIN", b"BEGIN", b"T")
+    busy.send(b"Q\0\0\0\x0dSELECT 1\0", protocol=lib.PROTOCOL_UNDECIDED)
+    query(done, b"ROLLBACK", b"ROLLBACK", b"I")
+    gone.close()
+    later(core, 60)
+    assert names(core) == []
+
+
+def test_transactions_are_not_watched_when_switched_off() -> None:
+    core = Core({"idle_in_transaction_ns": 0})
+    query(postgresql(core), b"BEGIN", b"BEGIN", b"T")
+    later(core, 600)
+    assert names(core) == []
