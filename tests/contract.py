@@ -53,7 +53,8 @@ def protocol_names() -> list[str]:
 
 def compile_c(name: str, sources: list[Path], *flags: str, compiler: str = "cc") -> Path:
     """An executable in build/tests, made again when a source, a header or a flag is another."""
-    headers = sorted([*CORE.glob("*.h"), *(ROOT / "bpf").glob("*.h"), *(ROOT / "tests/core").glob("*.h")])
+    folders = CORE, ROOT / "bpf", ROOT / "tests/core", ROOT / "tests/fuzz"
+    headers = sorted(path for folder in folders for path in folder.glob("*.h"))
     digest = hashlib.sha256(repr((compiler, flags)).encode())
     for path in [*sources, *headers]:
         digest.update(path.read_bytes())
@@ -61,7 +62,7 @@ def compile_c(name: str, sources: list[Path], *flags: str, compiler: str = "cc")
     if not out.exists():
         BUILD.mkdir(parents=True, exist_ok=True)
         partial = out.with_suffix(f".{os.getpid()}")
-        include = [f"-I{path}" for path in (CORE, ROOT / "bpf", ROOT / "tests/core", ROOT)]
+        include = [f"-I{path}" for path in (*folders, ROOT)]
         command = [compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", *flags, *include]
         subprocess.run([*command, *map(str, sources), "-o", str(partial)], check=True)
         partial.rename(out)

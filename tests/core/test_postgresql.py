@@ -335,7 +335,7 @@ def test_a_server_is_seen_as_its_client_is() -> None:
 
 # --- recorded conversations -------------------------------------------------------------------------------
 
-NAMES = seeds.names("postgres")
+NAMES = seeds.names("postgresql")
 Pieces = list[tuple[int, bytes]]
 
 

@@ -18,13 +18,14 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.contract import CORE, ROOT, SOURCES, Case, compile_c, protocol_names
+from tests.contract import CORE, KIND_CLIENT, KIND_SERVER, ROOT, SOURCES, Case, compile_c, protocol_names
 from tests.core.sql_cases import CONFORMANCE, DIALECT, MY
 from tests.protocols import seeds
 
 TARGETS = ROOT / "tests" / "fuzz"
-# Targets that read conversations: the folder of theirs.
-RECORDED = {"postgresql": "postgres"}
+# Of conversation.h: options, and how a chunk comes.
+PARAMETERIZED, FROM_START, SERVER_SIDE = 2, 4, 8
+AFTER_LOSS = 2
 # Warnings are judged by the build, which is another compiler's.
 FLAGS = ("-O1", "-g", "-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-Wno-error")
 
@@ -45,14 +46,7 @@ def write_seeds(corpus: Path, cases: list[Case]) -> None:
             (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
 
 
-def write_turns(corpus: Path, folder: str) -> None:
-    """Whole conversations, for targets that read both directions."""
-    for name in seeds.names(folder):
-        chunks = (bytes((sender,)) + len(data).to_bytes(2, "big") + data for sender, data in seeds.load(name))
-        (corpus / name.replace("/", "-")).write_bytes(b"\1\0" + b"".join(chunks))
-
-
-def write_conversations(corpus: Path, cases: list[Case]) -> None:
+def write_events(corpus: Path, cases: list[Case]) -> None:
     """Seeds of the stream target, in its own small language: a connection, then the case in chunks."""
     opens, receives, sends = 0x20, 0x24, 0x64  # connection 2, which accepted
     for case in cases:
@@ -65,20 +59,6 @@ def write_conversations(corpus: Path, cases: list[Case]) -> None:
         (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
 
 
-def write_said(corpus: Path, cases: list[Case], recorded: list[str]) -> None:
-    """Seeds of a target that reads both sides: cases with what was said before, recorded conversations."""
-    said = [
-        [*((sender, data) for sender, data, _ in case.before), (case.sender, case.data)] for case in cases
-    ]
-    for chunks in said + [seeds.load(name) for name in recorded]:
-        seed = b"\x02"
-        for sender, data in chunks:
-            for at in range(0, len(data), 0x3FFF):
-                piece = data[at : at + 0x3FFF]
-                seed += (len(piece) | sender << 15).to_bytes(2, "little") + piece
-        (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
-
-
 def write_statements(corpus: Path) -> None:
     official = [(False, statement) for statement, _, _ in CONFORMANCE]
     for mysql, statement in official + [(case.dialect == MY, case.statement) for case in DIALECT]:
@@ -86,19 +66,19 @@ def write_statements(corpus: Path) -> None:
         (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
 
 
-def write_recorded(corpus: Path, protocol: str, cases: list[Case]) -> None:
-    """Seeds of a target that reads conversations: those recorded, and each case with what led to it."""
-    conversations = [seeds.load(name) for name in seeds.names(protocol)]
+def write_conversations(corpus: Path, protocol: str, cases: list[Case]) -> None:
+    """Seeds of conversation.h: what was recorded, and cases with what was said before; also with losses."""
+    talks = [(KIND_CLIENT, seeds.load(name)) for name in seeds.names(protocol)]
     for case in cases:
         said = [(sender, data) for sender, data, _ in case.before]
-        conversations.append([*said, (case.sender, case.data)])
-    for chunks in conversations:
-        seed = bytes((2 | 4, 0, 1, 0))
-        for sender, data in chunks:
-            for at in range(0, len(data), 0xFFFF):
-                piece = data[at : at + 0xFFFF]
-                seed += bytes((sender,)) + len(piece).to_bytes(4, "big") + piece
-        (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+        talks.append((case.kind, [*said, (case.sender, case.data)]))
+    for kind, chunks in talks:
+        options = PARAMETERIZED | FROM_START | (SERVER_SIDE if kind == KIND_SERVER else 0)
+        lossy = [(sender | AFTER_LOSS, data) for sender, data in chunks]
+        for variant in (chunks, [*chunks[:2], *lossy[2:]], lossy):
+            said = seeds.packed(variant)
+            digest = hashlib.sha256(said)  # cuts each in other pieces
+            (corpus / digest.hexdigest()[:16]).write_bytes(bytes((options,)) + digest.digest()[:2] + said)
 
 
 def fuzz(name: str, seconds: int) -> int:
@@ -109,12 +89,8 @@ def fuzz(name: str, seconds: int) -> int:
     if name in protocol_names():
         sources = [*SOURCES, CORE / "protocols" / f"{name}.c"]
         cases = importlib.import_module(f"tests.protocols.test_{name}").TestContract.cases
-        if name in RECORDED:
-            write_turns(corpus, RECORDED[name])
-        elif name == "mysql":
-            write_said(corpus, cases, seeds.names(name))
-        elif seeds.names(name):
-            write_recorded(corpus, name, cases)
+        if seeds.names(name):
+            write_conversations(corpus, name, cases)
         else:
             write_seeds(corpus, cases)
     elif name == "sql":
@@ -123,7 +99,7 @@ def fuzz(name: str, seconds: int) -> int:
     else:
         for protocol in protocol_names():
             module = importlib.import_module(f"tests.protocols.test_{protocol}")
-            write_conversations(corpus, module.TestContract.cases)
+            write_events(corpus, module.TestContract.cases)
         sources = sorted({*CORE.glob("*.c"), *CORE.glob("protocols/*.c")} - {CORE / "_core.c"})
     target = compile_c(f"fuzz_{name}", [*sources, TARGETS / f"fuzz_{name}.c"], *FLAGS, compiler=compiler())
     options = [f"-max_total_time={seconds}", "-max_len=16384", "-timeout=10", "-print_final_stats=1"]

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent / "recorded"
+FOLDERS = {"postgresql": "postgres"}  # of protocols that have another name than the servers recorded
 _HEAD = struct.Struct(">BI")
 
 Chunk = tuple[int, bytes]
@@ -24,7 +25,8 @@ Chunk = tuple[int, bytes]
 
 def names(protocol: str) -> list[str]:
     """What `load` takes: "postgres/simple", "postgres/notify-2"..."""
-    return sorted(f"{protocol}/{path.stem}" for path in (FOLDER / protocol).glob("*.bin"))
+    folder = FOLDERS.get(protocol, protocol)
+    return sorted(f"{folder}/{path.stem}" for path in (FOLDER / folder).glob("*.bin"))
 
 
 def load(name: str) -> list[Chunk]:
@@ -42,8 +44,12 @@ def load(name: str) -> list[Chunk]:
     return chunks
 
 
+def packed(chunks: Iterable[Chunk]) -> bytes:
+    return b"".join(_HEAD.pack(sender, len(data)) + data for sender, data in chunks)
+
+
 def save(name: str, chunks: Iterable[Chunk]) -> Path:
     path = FOLDER / f"{name}.bin"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(_HEAD.pack(sender, len(data)) + data for sender, data in chunks))
+    path.write_bytes(packed(chunks))
     return path

@@ -574,6 +574,8 @@ RESULTS = [
     answers("a definition that is none", packets(b"\x01", b"\x04abcd"), {"complete": False},
             request=[SELECT], end="invalid"),
     answers("the greeting comes again", greeting(), request=[SELECT], end="invalid"),
+    answers("results that nobody asked for have no end",
+            packets(b"\x01a", eof(MORE), *rows(b"\x01b"), first=4)),
     answers("half a packet", packets(*rows(b"\x01a"))[:-3], {"complete": False}, request=[SELECT],
             end="need"),
 ]  # fmt: skip

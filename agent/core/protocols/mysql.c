@@ -805,7 +805,8 @@ static void result_ends(struct reading *r, uint32_t status)
     }
     if (r->state->phase == PHASE_MIDDLE)
         r->state->flags |= UNCOUNTED;
-    r->state->phase = PHASE_RESULT;
+    if (r->state->phase != PHASE_MIDDLE || r->session->answering) /* else nobody asked for it still */
+        r->state->phase = PHASE_RESULT;
 }
 
 /* What changed in the session
