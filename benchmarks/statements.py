@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -79,9 +80,17 @@ class Run:
 
 @contextmanager
 def traced(pid: int, folder: Path, **environment: str) -> Iterator[tuple[Agent, Path]]:
+    """With a process that sleeps beside it: an agent ends with the last that it traces, and its counters with it."""
     file = folder / f"spans-{time.monotonic_ns()}.jsonl"
-    with agent([pid], exporters=[f"jsonl:{file}"], env=environment, folder=folder) as running:
-        yield running, file
+    sleeper = subprocess.Popen(["sleep", "infinity"])
+    try:
+        with agent(
+            [pid, sleeper.pid], exporters=[f"jsonl:{file}"], env=environment, folder=folder
+        ) as running:
+            yield running, file
+    finally:
+        sleeper.kill()
+        sleeper.wait()
 
 
 def run_traced(waiting: AbstractContextManager[Client], folder: Path, **environment: str) -> Run:
