@@ -80,7 +80,7 @@ class Run:
 
 @contextmanager
 def traced(pid: int, folder: Path, **environment: str) -> Iterator[tuple[Agent, Path]]:
-    """With a process that sleeps beside it: an agent ends with the last that it traces, and its counters with it."""
+    """With a process that sleeps beside it: an agent ends, counters and all, with the last that it traces."""
     file = folder / f"spans-{time.monotonic_ns()}.jsonl"
     sleeper = subprocess.Popen(["sleep", "infinity"])
     try:
