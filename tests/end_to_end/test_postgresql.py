@@ -6,15 +6,20 @@ The log has the text of a statement when its execution begins, or when it fails 
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections import Counter
 from collections.abc import Iterable
 
+import psycopg
 import pytest
 
 from benchmarks import clients
+from benchmarks.agent import CHUNKS
 from benchmarks.databases.postgres import Postgres, postgres
 from benchmarks.databases.server import Statement
-from benchmarks.spans import CLIENT, Span
+from benchmarks.spans import CLIENT, SERVER, Span
+from tests.end_to_end.test_lifecycle import wait_until
 from tests.sql_reference import sanitized
 
 pytestmark = pytest.mark.kernel
@@ -81,3 +86,63 @@ def test_pgbench_in_each_mode(trace, mode):
 def own(server: Postgres, begun: int) -> list[Statement]:
     """By session: those of an earlier one stand before, as sessions are numbered in the order of the log."""
     return server.statements()[begun:]
+
+
+def test_a_connection_that_was_there_before_the_agent(trace):
+    """What was prepared before has no text, only what the answer tells; what is asked anew has its own."""
+    with postgres() as server:
+        target = {"host": "127.0.0.1", "port": server.port, "user": "postgres", "dbname": "postgres"}
+        with psycopg.connect(
+            **target, autocommit=True, sslmode="disable", gssencmode="disable"
+        ) as connection:
+            connection.prepare_threshold = 0
+            connection.execute("SELECT %s::int AS before", [1])
+            with trace([os.getpid()], exact=False) as traced:
+                connection.execute("SELECT %s::int AS before", [2])
+                connection.execute("SELECT %s::int AS after", [3])
+                connection.execute("SELECT %s::int AS after", [4])
+    spans = [
+        span for span in traced.of(CLIENT) if span["db.system.name"]
+    ]  # and the test asks the agent itself
+    told = [(span["db.query.text"], span["db.response.returned_rows"]) for span in spans]
+    assert told[-2:] == [("SELECT $1::int AS after", 1)] * 2
+    assert set(told[:-2]) <= {(None, 1)}
+    assert {span["db.namespace"] for span in spans} == {None}
+
+
+def test_what_is_said_over_tls_is_counted_and_not_read(trace, monkeypatch):
+    monkeypatch.setenv("PGSSLMODE", "require")
+    with postgres(tls=True) as server, clients.client("psycopg", server, "simple") as program:
+        with trace([program.pid]) as traced:
+            program.output()
+            wait_until(lambda: traced.agent.counters().by(CHUNKS, "class").get("encrypted"), "TLS is counted")
+    assert traced.spans == []
+
+
+def test_of_a_large_result_the_ends_are_copied_and_the_rows_are_known(trace):
+    """The first quarter of a MiB, and of what comes then 48 bytes of each call: there stands the count."""
+    rows = 100_000
+    script = f"SELECT repeat('x', 1000) FROM generate_series(1, {rows});"
+    with postgres(log=False) as server, clients.psql(server, script) as program:
+        sleeper = subprocess.Popen(["sleep", "infinity"])  # with the last process the agent would end
+        try:
+            with trace([program.pid, sleeper.pid]) as traced:
+                size = len(program.output())
+                traced.wait_for(1)
+                counters = traced.agent.counters()
+        finally:
+            sleeper.kill()
+            sleeper.wait()
+    (span,) = traced.of(CLIENT)
+    assert span["db.response.returned_rows"] == rows
+    assert counters.total("ebpf_otlp_tracer_kernel_captured_bytes_total") < size / 100
+
+
+def test_the_servers_side_is_traced_if_asked_for(trace):
+    with postgres() as server, clients.client("psycopg", server, "simple") as program:
+        with trace(server.pids, EBPF_OTLP_TRACER_DATABASE_SERVER_SPANS="true") as traced:
+            program.output()
+            wanted = logged(server.statements())
+            traced.wait_for(wanted.total())
+    of_server = [span for span in traced.spans if span.kind == SERVER and span["db.query.text"]]
+    assert wanted <= seen(of_server)
