@@ -95,7 +95,7 @@ static void join_batch(struct pending *p, const struct pending *before)
 static void take_request(struct pending *p, const struct step *step)
 {
     if (p->silent && !step->silent)
-        p->batch_first->batch++;
+        (p->followed ? p : p->batch_first)->batch++;
     p->hint |= step->hint;
     p->silent = step->silent;
     p->unanswered = step->unanswered;
@@ -154,36 +154,40 @@ void pairing_request_more(struct core *core, struct pending *p, const struct ste
     add_attributes(core, p, attributes);
 }
 
-/* The oldest request that the answer may be to. Those before it were answered by nothing: what made no span
- * anyway is forgotten; of the others the client hears, if at all, by the failure before them. */
-static struct pending *answered_by(struct core *core, struct connection *c, const struct step *step)
+/* The oldest request that the answer may be to. */
+static struct pending *answered_by(const struct connection *c, const struct step *step)
 {
     struct pending *p = c->first;
     while (step->answers && p && !(p->hint & step->answers))
         p = p->next;
-    while (p && c->first != p) {
-        core->stats.requests_void += !c->first->silent;
-        pending_free(core, c->first);
-    }
     return p;
+}
+
+/* Nothing will answer it: what made no span anyway is forgotten, of the others the client hears, if at all, by the
+ * failure before them. */
+static void make_void(struct core *core, struct pending *p)
+{
+    core->stats.requests_void += !p->silent;
+    pending_free(core, p);
 }
 
 struct pending *pairing_response(struct core *core, struct connection *c, const struct stream *s,
                                  const struct step *step, const struct builder *attributes)
 {
-    struct pending *p = answered_by(core, c, step);
+    struct pending *p = answered_by(c, step);
     /* An answer that began before its request answers something that was not seen. */
     if (p == NULL || p->responded || p->start_ktime > s->message_ktime) {
         core->stats.responses_unmatched++;
         c->unmatched_ktime = s->message_ktime;
         return NULL;
     }
+    c->last->followed = true; /* before any goes: the last may name a batch by one of them */
+    while (c->first != p)
+        make_void(core, c->first);
     if (step->voids) {
-        core->stats.requests_void += !p->silent;
-        pending_free(core, p);
+        make_void(core, p);
         return NULL;
     }
-    c->last->followed = true;
     p->responded = true;
     pairing_response_more(core, p, step, attributes);
     return p;

@@ -381,3 +381,19 @@ def test_losses_in_a_recorded_conversation_cost_spans_and_falsify_none(name: str
                 text in (true_text, None) and outcome in (true_outcome, None)
                 for _, true_text, true_outcome in of_its_chunk
             ), (sorted(lost), start, text, outcome, of_its_chunk)
+
+
+def test_what_was_passed_over_is_gone_though_a_later_request_was_sent_with_it() -> None:
+    """The unit that is asked piece by piece began when those before it still waited."""
+    core = Core()
+    conn = connected(core)
+    conn.send(parse(A) + bind() + execute() + FLUSH)
+    conn.receive(error("22012"))
+    conn.send(parse(B) + bind() + execute())
+    conn.send(SYNCS)
+    conn.send(parse(C) + bind())
+    conn.receive(ready())
+    conn.send(execute() + SYNCS)
+    conn.receive(PARSED + BOUND + tag("DELETE 1") + ready())
+    assert [told(span) for span in core.spans()] == [(A, "22012"), (C, 1)]
+    assert core.stats().requests_void == 1
