@@ -33,9 +33,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         .connections_max = 8, .pending_max = 16, .stream_bytes_max = 4096, .buffer_bytes_max = 16384,
         .batch_spans_max = 64, .series_max = 4, .hold_ns = 10, .request_timeout_ns = 1000,
         .idle_timeout_ns = 100000, .processes_max = 2, .id_seed = {1, 2}, .sampler_ratio = 1,
-        .sampler_parent_based = 1,
+        .sampler_parent_based = 1, .statement_bytes_max = 8192, .findings_per_second_max = 5,
+        .slow_statement_ns = 3, .idle_in_transaction_ns = 500, .n_plus_one_min = 2, .duplicate_reads_min = 2,
+        .costly_commands = 1, .hot_keys = 1,
         .protocol = {.route_heuristic = 1, .routes_max = 8, .redact_count = 1, .redact_keys = redact,
-                     .method_count = 4, .methods = methods},
+                     .method_count = 4, .methods = methods, .database_servers = 1,
+                     .query_text = QUERY_TEXT_PARAMETERIZED},
     };
     struct core *core = core_new(&config);
     uint64_t now = 1000, pos[4][2] = {{0}};
@@ -110,7 +113,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         if ((op & 8) && used) {
             core_feed(core, records, used, now, false);
             used = 0;
+            struct finding_batch findings;
             struct span_batch batch;
+            core_take_findings(core, &findings);
+            for (uint32_t i = 0; i < findings.count; i++)
+                if ((uint64_t)findings.rows[i].attributes_offset + findings.rows[i].attributes_size > findings.arena_size)
+                    abort();
             core_take_spans(core, &batch);
             for (uint32_t i = 0; i < batch.count; i++) {
                 const struct span_row *r = &batch.rows[i];

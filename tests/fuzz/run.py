@@ -18,7 +18,17 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.contract import CORE, KIND_CLIENT, KIND_SERVER, ROOT, SOURCES, Case, compile_c, protocol_names
+from tests.contract import (
+    CLIENT,
+    CORE,
+    KIND_CLIENT,
+    KIND_SERVER,
+    ROOT,
+    SOURCES,
+    Case,
+    compile_c,
+    protocol_names,
+)
 from tests.core.sql_cases import CONFORMANCE, DIALECT, MY
 from tests.protocols import seeds
 
@@ -46,16 +56,25 @@ def write_seeds(corpus: Path, cases: list[Case]) -> None:
             (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
 
 
-def write_events(corpus: Path, cases: list[Case]) -> None:
-    """Seeds of the stream target, in its own small language: a connection, then the case in chunks."""
-    opens, receives, sends = 0x20, 0x24, 0x64  # connection 2, which accepted
-    for case in cases:
-        seed = bytes((opens, 16, 0, 0))
-        for at in range(0, len(case.data), 1500):
-            piece = case.data[at : at + 1500]
-            seed += (
-                bytes((sends if case.sender else receives, 8 | 1)) + len(piece).to_bytes(2, "little") + piece
-            )
+def write_events(corpus: Path, protocol: str, cases: list[Case]) -> None:
+    """Seeds of the stream target, in its own small language: a connection, then what is said in chunks."""
+    talks = [
+        (KIND_SERVER, [*((s, data) for s, data, _ in case.before), (case.sender, case.data)])
+        for case in cases
+    ]
+    talks += [(KIND_CLIENT, seeds.load(name)) for name in seeds.names(protocol)]
+    for kind, chunks in talks:
+        connection = 2 if kind == KIND_SERVER else 1  # which accepts, which connects
+        seed = bytes((connection << 4, 16, 0, 0))
+        for sender, data in chunks:
+            sends = (sender == CLIENT) == (kind == KIND_CLIENT)
+            for at in range(0, len(data), 1500):
+                piece = data[at : at + 1500]
+                seed += (
+                    bytes((connection << 4 | sends << 6 | 4 | 8, 1))
+                    + len(piece).to_bytes(2, "little")
+                    + piece
+                )
         (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
 
 
@@ -99,7 +118,7 @@ def fuzz(name: str, seconds: int) -> int:
     else:
         for protocol in protocol_names():
             module = importlib.import_module(f"tests.protocols.test_{protocol}")
-            write_events(corpus, module.TestContract.cases)
+            write_events(corpus, protocol, module.TestContract.cases)
         sources = sorted({*CORE.glob("*.c"), *CORE.glob("protocols/*.c")} - {CORE / "_core.c"})
     target = compile_c(f"fuzz_{name}", [*sources, TARGETS / f"fuzz_{name}.c"], *FLAGS, compiler=compiler())
     options = [f"-max_total_time={seconds}", "-max_len=16384", "-timeout=10", "-print_final_stats=1"]
