@@ -143,7 +143,9 @@ def of_sql(statements: Sequence[Statement], dialect: str) -> list[Told]:
 
 
 def spans_of_sql(spans: Sequence[Span], dialect: str) -> list[Told]:
-    return [(safe(str(span["db.query.text"] or ""), dialect), span["error.type"] or "") for span in spans]
+    """But for logins that were refused, which MariaDB does not log as statements."""
+    asked = [span for span in spans if span["db.operation.name"] != "Connect"]
+    return [(safe(str(span["db.query.text"] or ""), dialect), span["error.type"] or "") for span in asked]
 
 
 def of_redis(statements: Sequence[Statement]) -> list[Told]:
