@@ -27,6 +27,7 @@ from benchmarks.processes import Child, ProcessError, free_port
 
 READY = re.compile(r"\bready\b")
 READY_TIMEOUT_S = patience(30.0)
+SETTLE_S = patience(10.0)
 STOP_TIMEOUT_S = patience(20.0)  # export.shutdown_timeout_s, and time to detach
 
 # Names of the self-metrics (agent/self_metrics.py), as /metrics shows them.
@@ -152,6 +153,17 @@ class Agent:
                 return parse_metrics(answer.read().decode())
         except OSError:
             return Counters([])
+
+    def settled(self) -> Counters:
+        """The counters once they stand still: what was under way has been counted."""
+        deadline, last = time.monotonic() + SETTLE_S, self.counters()
+        while time.monotonic() < deadline:
+            time.sleep(0.3)
+            now = self.counters()
+            if now.by(CHUNKS, "class") == last.by(CHUNKS, "class"):
+                return now
+            last = now
+        return last
 
     def stop(self) -> int:
         """Asks it to drain (as Ctrl-C does) and waits. Its exit status."""

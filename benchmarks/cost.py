@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import agent as agents
 from benchmarks import command, harness, load, servers
-from benchmarks.agent import Agent, Counters, agent
+from benchmarks.agent import Agent, agent
 from benchmarks.harness import Estimate, Figure, MachineTime, Placement, Report, Slot, estimate, not_measured
 from benchmarks.processes import ProcessError
 from benchmarks.servers import Server
@@ -375,10 +375,10 @@ def over_the_limit(bench: Bench) -> None:
         sink(cpus=bench.where.load) as receiver,
         bench.agent(receiver, EBPF_OTLP_TRACER_CAPTURE_RING_BYTES=ring) as tracer,
     ):
-        before = _settled(tracer)
+        before = tracer.settled()
         with bench.load(rate=0, seconds=bench.profile.limit_s) as generator:
             result = generator.wait()
-        after = _settled(tracer)
+        after = tracer.settled()
         spans = receiver.stats().spans
     truth = {
         agents.CHUNKS: CHUNKS_PER_REQUEST * result.answered,
@@ -411,19 +411,6 @@ def over_the_limit(bench: Bench) -> None:
     bench.report.figures.append(Figure(goal, Estimate(worst, worst, worst, 1), note))
     if lost == 0:
         bench.report.warn("over the limit: nothing was lost, so the run says nothing about counting losses")
-
-
-def _settled(tracer: Agent) -> Counters:
-    """The counters once they stand still: what was under way has been counted."""
-    deadline = time.monotonic() + SETTLE_S
-    last = tracer.counters()
-    while time.monotonic() < deadline:
-        time.sleep(0.3)
-        now = tracer.counters()
-        if now.by(agents.CHUNKS, "class") == last.by(agents.CHUNKS, "class"):
-            return now
-        last = now
-    return last
 
 
 # ---------------------------------------------------------------- the run

@@ -36,7 +36,6 @@ from benchmarks.patience import patience
 from benchmarks.spans import Span, read_spans
 
 LONG = 8192  # SQL_MAX of agent/core/statements.h
-SETTLE_S = patience(10.0)
 NS_PER_US = 1000
 
 
@@ -98,20 +97,8 @@ def run_traced(waiting: AbstractContextManager[Client], folder: Path, **environm
     with waiting as program:
         with traced(program.pid, folder, **environment) as (tracer, file):
             output = program.output()
-            counters = settled(tracer)
+            counters = tracer.settled()
         return Run(read_spans(file), output, counters)
-
-
-def settled(tracer: Agent) -> Counters:
-    """The counters once they stand still."""
-    deadline, last = time.monotonic() + SETTLE_S, tracer.counters()
-    while time.monotonic() < deadline:
-        time.sleep(0.3)
-        now = tracer.counters()
-        if now.by(agents.CHUNKS, "class") == last.by(agents.CHUNKS, "class"):
-            return now
-        last = now
-    return last
 
 
 # ---------------------------------------------------------------- the truth
@@ -280,7 +267,7 @@ def flood(profile: Profile, report: Report, folder: Path) -> None:
         with waiting as program, traced(program.pid, folder) as (tracer, _):
             before = commands_of(server)
             program.output(timeout_s=patience(120.0))
-            counters = settled(tracer)
+            counters = tracer.settled()
             asked = commands_of(server) - before
     spans = counters.total(agents.SPANS) or 0
     classes = counters.by(agents.CHUNKS, "class")
@@ -313,7 +300,7 @@ def large(profile: Profile, report: Report, folder: Path) -> None:
     with postgres(log=False) as server, clients.psql(server, script) as program:
         with traced(program.pid, folder) as (tracer, file):
             size = len(program.output(timeout_s=patience(120.0)))
-            counters = settled(tracer)
+            counters = tracer.settled()
         spans = read_spans(file)
     copied = counters.total("ebpf_otlp_tracer_kernel_captured_bytes_total") or 0
     share = 100.0 * copied / size

@@ -9,7 +9,7 @@ enum insight_limits {
     REPEATS = 1024,       /* runs of equal statements that are followed at once */
     REPEAT_WAYS = 4,      /* places that one of them may take */
     REPEAT_SPANS = 8,     /* of a run, named in its finding */
-    COSTLY_AGAIN_S = 60,  /* the same costly command is told once in this time */
+    COSTLY_AGAIN_S = 60,  /* a costly command is told again after such a pause */
     HOT_KEYS = 64,        /* counters of the sketch */
     HOT_MIN = 1000,       /* operations of a window before any key is called hot */
     HOT_SHARE = 4,        /* a key is hot that got one in so many of them */
@@ -164,7 +164,7 @@ static void look_for_hot_key(struct core *core, const struct pending *p, uint64_
     struct sketch *s = in ? &in->sketch : NULL;
     if (s == NULL)
         return;
-    if (ktime_ns - s->window_ktime > HOT_WINDOW_S * SECOND_NS)
+    if (ktime_ns > s->window_ktime + HOT_WINDOW_S * SECOND_NS) /* an end that was not seen may lie before it */
         *s = (struct sketch){.window_ktime = ktime_ns};
     const struct endpoints *at = &p->connection->open;
     uint64_t server;

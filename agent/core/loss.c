@@ -45,6 +45,7 @@ static bool between(const struct stream *s)
 /* A request came that was not seen: the rest of the oldest one's answer may be of that one's. */
 static void accompany(struct connection *c)
 {
+    pairing_batch_unknown(c);
     if (c->first) {
         c->first->accompanied = true;
         c->first->alone = false;
@@ -127,6 +128,15 @@ void loss_of_requests(struct core *core, struct connection *c, bool told)
     accompany(c);
     doubt(c);
     if (!told && protocol_of(c) && protocol_of(c)->batches)
+        c->sits_out = SITS_OUT;
+}
+
+void loss_of_place(struct connection *c)
+{
+    accompany(c);
+    c->assumed = true;
+    c->unsure |= c->pipelined;
+    if (protocol_of(c)->batches)
         c->sits_out = SITS_OUT;
 }
 

@@ -85,17 +85,25 @@ static void count_dropped(struct core *core, uint32_t tgid)
     core->stats.requests_dropped++;
 }
 
-/* Whose batch is the request of that is now the last? */
-static void join_batch(struct pending *p, const struct pending *before)
+/* Where the batch of the last request is counted; NULL: who asks now begins another. */
+static struct pending *open_batch(const struct pending *last)
 {
-    p->batch_first = before && !before->followed && !before->responded && !before->unanswered ? before->batch_first : p;
+    return last && !last->followed && !last->responded && !last->unanswered ? last->batch_first : NULL;
+}
+
+void pairing_batch_unknown(struct connection *c)
+{
+    struct pending *first = open_batch(c->last);
+    if (first)
+        first->batch = (uint32_t)BATCH_UNKNOWN;
 }
 
 /* What a step says of the request as a whole. */
 static void take_request(struct pending *p, const struct step *step)
 {
-    if (p->silent && !step->silent)
-        (p->followed ? p : p->batch_first)->batch++;
+    struct pending *first = p->followed ? p : p->batch_first;
+    if (p->silent && !step->silent && first->batch != (uint32_t)BATCH_UNKNOWN)
+        first->batch++;
     p->hint |= step->hint;
     p->silent = step->silent;
     p->unanswered = step->unanswered;
@@ -120,11 +128,11 @@ struct pending *pairing_request(struct core *core, struct connection *c, const s
     }
     bool room = c->pending < core->config.pending_max && core->requests_bytes < core->config.buffer_bytes_max;
     uint32_t tracestate = step->tracestate.length <= TRACESTATE_MAX ? step->tracestate.length : 0;
-    const struct pending *before = c->last;
+    struct pending *batch = open_batch(c->last);
     struct pending *p = room && !c->unsure && !c->sits_out ? pending_new(core, c, tracestate, attributes->size) : NULL;
     if (p == NULL) {
         /* Those before it keep their place. Behind it no answer can be told apart, if there are others. */
-        loss_of_requests(core, c, false);
+        loss_of_place(c);
         count_dropped(core, event->tgid);
         return NULL;
     }
@@ -139,7 +147,7 @@ struct pending *pairing_request(struct core *core, struct connection *c, const s
     if (attributes->size)
         memcpy(p->data + padded(tracestate), attributes->data, attributes->size);
     p->silent = true;
-    join_batch(p, before);
+    p->batch_first = batch ? batch : p;
     take_request(p, step);
     link_request(core, p, &step->context);
     if (c->kind == KIND_SERVER)
@@ -254,7 +262,7 @@ void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, 
         .outcome = outcome,
         .responded = p->responded,
         .failed = p->failed,
-        .batch = p->batch,
+        .batch = p->batch == (uint32_t)BATCH_UNKNOWN ? 0 : p->batch,
         .hint = p->hint,
         .status = p->status,
         .request_body = p->request_ended ? (int64_t)p->request_body : -1,

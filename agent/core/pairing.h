@@ -3,6 +3,8 @@
 #pragma once
 #include "connection.h"
 
+enum { BATCH_UNKNOWN = -1 };
+
 /* A request from its head to its answer's last byte. */
 struct pending {
     struct pending *next;
@@ -17,7 +19,8 @@ struct pending {
     bool alone;         /* nothing else waited when its answer was last lost from sight */
     bool accompanied;   /* another request was dropped or lost while it was the oldest */
     uint8_t traits;
-    uint32_t batch;     /* requests sent before any of them was answered: of those that wait, with the first */
+    uint32_t batch;     /* requests sent before any of them was answered: of those that wait, with the first;
+                         * BATCH_UNKNOWN: one of them has no place in the queue */
     struct pending *batch_first; /* names the batch; to be followed from the last request, unless `followed` */
     uint64_t shape, exact, key;
     uint32_t tgid, tid, hint;
@@ -35,6 +38,8 @@ struct pending *pairing_request(struct core *core, struct connection *c, const s
 /* A further step of the request. */
 void pairing_request_more(struct core *core, struct pending *p, const struct step *step,
                           const struct builder *attributes);
+/* A request was sent now that is not in the queue: how many there are in this batch is not known. */
+void pairing_batch_unknown(struct connection *c);
 /* The exchange that a response head answers, or NULL: none. */
 struct pending *pairing_response(struct core *core, struct connection *c, const struct stream *s,
                                  const struct step *step, const struct builder *attributes);

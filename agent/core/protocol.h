@@ -102,7 +102,7 @@ struct exchange {
     enum outcome outcome;
     bool responded;          /* a response head was read */
     bool failed;             /* the response reported an error */
-    uint32_t batch;          /* how many requests were sent before any of them was answered, this one with them */
+    uint32_t batch;          /* how many requests were sent before any of them was answered, this one with them; 0: not known */
     uint32_t hint;           /* of the request */
     int32_t status;          /* of the response */
     int64_t request_body;    /* bytes; -1: not known */

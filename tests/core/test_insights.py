@@ -124,6 +124,19 @@ def test_many_at_once_are_no_run() -> None:
     assert {span["db.operation.batch.size"] for span in core.taken} == {50}  # type: ignore[attr-defined]
 
 
+def test_a_batch_of_which_some_have_no_place_has_no_size() -> None:
+    """Those behind core.pending_max make no span: the size of the batch would be that of its beginning."""
+    core = Core({"pending_max": 10})
+    connection = redis(core)
+    connection.send(b"".join(command("GET", f"k{i}") for i in range(15)), protocol=lib.PROTOCOL_UNDECIDED)
+    connection.receive(b"$-1\r\n" * 15, protocol=lib.PROTOCOL_UNDECIDED)
+    for _ in range(2):  # the second of them is of another batch
+        connection.send(command("GET", "a") * 3, protocol=lib.PROTOCOL_UNDECIDED)
+        connection.receive(b"$-1\r\n" * 3, protocol=lib.PROTOCOL_UNDECIDED)
+    sizes = [span["db.operation.batch.size"] for span in core.spans()]
+    assert (sizes[:10], sizes[-3:]) == ([None] * 10, [3] * 3)
+
+
 def test_two_connections_are_two_runs_unless_one_request_asks() -> None:
     """Without a parent each connection counts for itself; behalf of one request, all of them do."""
     core = Core()
@@ -154,7 +167,7 @@ def test_the_same_data_read_again_is_told(count: int, told: list[str]) -> None:
     assert names(core) == told
 
 
-def test_a_costly_command_is_told_once_a_minute() -> None:
+def test_a_costly_command_is_told_again_after_a_pause() -> None:
     core = Core()
     connection = redis(core)
     for _ in range(3):
