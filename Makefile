@@ -7,14 +7,14 @@ STAMPS := build/stamps
 BASE_PYTHON ?= $(shell for p in /usr/bin/python3 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-RUN_PACKAGES := python3-bpfcc linux-libc-dev python3-venv python3-dev gcc libc6-dev
-DEMO_PACKAGES := nginx-light zlib1g-dev util-linux
-TEST_PACKAGES := nginx-light curl openssl zlib1g-dev clang-14 libclang-rt-14-dev bpftool util-linux iproute2 \
+RUN_PACKAGES := python3-bpfcc linux-libc-dev python3-venv python3-dev gcc libc6-dev zlib1g-dev libzstd-dev
+DEMO_PACKAGES := nginx-light util-linux
+TEST_PACKAGES := nginx-light curl openssl clang-14 libclang-rt-14-dev bpftool util-linux iproute2 \
 	podman runc netavark iptables postgresql mariadb-server redis-server libmariadb-dev
 VM_PACKAGES := qemu-system-x86 kmod busybox-static nginx-light curl util-linux iproute2
 CORE_SOURCES := $(wildcard agent/core/*.c agent/core/*.h agent/core/*.py agent/core/protocols/*.c \
 	bpf/events.h bpf/protocols.h bpf/classify.h exporters/*.c exporters/*.h exporters/build.py agent/layouts.py)
-# For each of six targets, so 3 minutes in CI: breaks made on purpose are found by the seeds at once, or within
+# For each of seven targets, so 4 minutes in CI: breaks made on purpose are found by the seeds at once, or within
 # 30 s as a rule. What takes longer is for long runs at hand.
 FUZZ_SECONDS ?= $(if $(CI),30,10)
 
@@ -54,7 +54,7 @@ format: $(STAMPS)/venv-test ## ruff's formatter
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-fuzz: $(STAMPS)/venv-test ## parsers, stream and SQL lexer under libFuzzer, FUZZ_SECONDS each
+fuzz: $(STAMPS)/venv-test ## parsers, streams, frames and SQL lexer under libFuzzer, FUZZ_SECONDS each
 	$(PYTHON) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 sanitize: $(STAMPS)/venv-test ## tests of the core and the encoder on builds with ASan and UBSan

@@ -64,7 +64,7 @@ def compile_c(name: str, sources: list[Path], *flags: str, compiler: str = "cc")
         partial = out.with_suffix(f".{os.getpid()}")
         include = [f"-I{path}" for path in (*folders, ROOT)]
         command = [compiler, "-std=gnu11", "-Wall", "-Wextra", "-Werror", *flags, *include]
-        subprocess.run([*command, *map(str, sources), "-o", str(partial)], check=True)
+        subprocess.run([*command, *map(str, sources), "-lz", "-lzstd", "-o", str(partial)], check=True)
         partial.rename(out)
     return out
 

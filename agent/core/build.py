@@ -32,6 +32,7 @@ ffi.set_source(
     INCLUDES + '#include "bpf/events.h"\n#include "bpf/protocols.h"\n#include "agent/core/core.h"\n',
     sources=[str(path.relative_to(ROOT)) for path in SOURCES if path.name != "_core.c"],
     include_dirs=[str(ROOT)],
+    libraries=["z", "zstd"],
     depends=[str(path.relative_to(ROOT)) for folder in (CORE, ROOT / "bpf") for path in folder.glob("*.h")],
     extra_compile_args=[
         "-std=gnu11",

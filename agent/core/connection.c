@@ -61,9 +61,11 @@ static void session_free(struct core *core, struct connection *c)
     const struct protocol *protocol = protocol_of(c);
     if (c->session == NULL)
         return;
+    insights_forget(core, c);
+    compression_free(core, c->session->compressed);
     if (protocol->session_end)
-        protocol->session_end(c->session, core->statements);
-    core_allocate(core, c->session, protocol->session_size, 0);
+        protocol->session_end(c->session->shared, core->statements);
+    core_allocate(core, c->session, sizeof(*c->session) + protocol->session_size, 0);
     c->session = NULL;
 }
 
@@ -73,7 +75,6 @@ static void connection_free(struct core *core, struct connection *c)
     stream_free(core, &c->streams[0]);
     stream_free(core, &c->streams[1]);
     session_free(core, c);
-    insights_forget(core, c);
     tuple_remove(core, c);
     recent_unlink(core, c);
     chains_remove(&core->connections, c, BY_ID);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The table of connections: each two streams, a protocol, and the requests that wait on it. */
 #pragma once
+#include "compression.h"
 #include "engine.h"
 #include "stream.h"
 
@@ -24,6 +25,13 @@ enum sits_out {
     SITS_OUT_ANSWERED, /* one was: who asks now, with nothing due, asks anew */
 };
 
+/* What is kept of connections of databases. */
+struct session {
+    struct compressed *compressed; /* NULL: bytes are messages */
+    struct idle *idle;             /* a transaction was left open (insights.c) */
+    uint64_t shared[];             /* protocol.session_size bytes, of both directions */
+};
+
 /* Most connections are idle most of the time: what only a message in progress needs is in struct kept. */
 struct connection {
     uint64_t id;
@@ -33,8 +41,7 @@ struct connection {
     uint64_t active_ns;           /* time of the last event */
     uint64_t answered_ktime;      /* last chunk of the answering direction */
     uint64_t unmatched_ktime; /* first byte of the last answer that was matched with no request */
-    void *session;                /* protocol.session_size bytes, of both directions; NULL: none */
-    struct idle *idle;            /* a transaction was left open (insights.c) */
+    struct session *session;  /* NULL: the protocol has none */
     struct stream streams[2];     /* by enum direction */
     struct endpoints open;
     uint32_t pending;
@@ -71,6 +78,12 @@ void connections_free(struct core *core);
 static inline const struct protocol *protocol_of(const struct connection *c)
 {
     return protocols[c->protocol_id];
+}
+
+/* NULL: bytes are messages. */
+static inline struct compressed *compressed_of(const struct connection *c)
+{
+    return c->session ? c->session->compressed : NULL;
 }
 
 /* Which stream carries requests. */

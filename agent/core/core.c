@@ -92,6 +92,7 @@ void core_free(struct core *core)
         free(*s);
     free(core->strings);
     free(core->scratch);
+    core_allocate(core, core->inflated, INFLATED_AT_ONCE, 0);
     free(core->waiting);
     ring_unmap(&core->ring);
     if (core->demands)

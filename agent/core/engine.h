@@ -103,6 +103,8 @@ struct core {
     struct statement_cache *statements;
     struct insights *insights; /* NULL: no statement was seen yet */
     uint8_t *scratch; /* ATTRIBUTES_MAX */
+    uint8_t *inflated; /* INFLATED_AT_ONCE; NULL: nothing compressed was met yet */
+    uint64_t inflaters_bytes; /* at most buffer_bytes_max, and what the last one takes beyond */
     uint64_t random[2];
     uint64_t sampler_limit; /* a trace whose random part is below is kept */
     struct core_stats stats;

@@ -205,13 +205,19 @@ static void idle_append(struct insights *in, struct idle *idle)
     in->newest = idle;
 }
 
+static struct idle *idle_of(const struct connection *c)
+{
+    return c->session ? c->session->idle : NULL;
+}
+
 void insights_forget(struct core *core, struct connection *c)
 {
-    if (c->idle == NULL)
+    struct idle *idle = idle_of(c);
+    if (idle == NULL)
         return;
-    idle_unlink(core->insights, c->idle);
-    core_allocate(core, c->idle, sizeof(*c->idle), 0);
-    c->idle = NULL;
+    idle_unlink(core->insights, idle);
+    core_allocate(core, idle, sizeof(*idle), 0);
+    c->session->idle = NULL;
 }
 
 void insights_transaction(struct core *core, struct connection *c, enum transaction state, uint64_t ktime_ns)
@@ -221,15 +227,16 @@ void insights_transaction(struct core *core, struct connection *c, enum transact
     if (state < TRANSACTION_OPEN || c->kind != KIND_CLIENT || core->config.idle_in_transaction_ns == 0)
         return;
     struct insights *in = insights_of(core);
-    if (in && c->idle)
-        idle_unlink(in, c->idle);
-    else if (in)
-        c->idle = core_allocate(core, NULL, 0, sizeof(*c->idle));
-    if (c->idle == NULL)
+    struct idle *idle = idle_of(c);
+    if (in && idle)
+        idle_unlink(in, idle);
+    else if (in && c->session)
+        idle = c->session->idle = core_allocate(core, NULL, 0, sizeof(*idle));
+    if (idle == NULL)
         return;
-    c->idle->connection = c;
-    c->idle->since_ktime = ktime_ns;
-    idle_append(in, c->idle);
+    idle->connection = c;
+    idle->since_ktime = ktime_ns;
+    idle_append(in, idle);
 }
 
 void insights_sweep(struct core *core)
@@ -276,15 +283,16 @@ void insights_statement(struct core *core, const struct pending *p, uint64_t end
                      attributes);
     if (p->key && config->hot_keys)
         look_for_hot_key(core, p, end_ktime, attributes);
-    if (c->idle == NULL)
+    struct idle *idle = idle_of(c);
+    if (idle == NULL)
         return;
-    struct builder kept = {.data = c->idle->about, .capacity = ABOUT_MAX - 64}; /* room for the duration */
+    struct builder kept = {.data = idle->about, .capacity = ABOUT_MAX - 64}; /* room for the duration */
     about(&kept, attributes->data, attributes->size);
-    c->idle->about_size = kept.size;
-    c->idle->tgid = p->tgid;
-    c->idle->trace_flags = p->trace_flags;
-    memcpy(c->idle->trace_id, p->trace_id, sizeof c->idle->trace_id);
-    memcpy(c->idle->span_id, p->span_id, sizeof c->idle->span_id);
+    idle->about_size = kept.size;
+    idle->tgid = p->tgid;
+    idle->trace_flags = p->trace_flags;
+    memcpy(idle->trace_id, p->trace_id, sizeof idle->trace_id);
+    memcpy(idle->span_id, p->span_id, sizeof idle->span_id);
 }
 
 void insights_free(struct core *core)

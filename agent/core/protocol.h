@@ -19,6 +19,18 @@ struct statement_cache;
 enum sender { SENDER_CLIENT, SENDER_SERVER };
 enum pairing { PAIR_IN_ORDER, PAIR_BY_ID };
 
+/* What lies between the bytes of a connection and its messages, once both sides have agreed on it. */
+enum compression { COMPRESSION_NONE, COMPRESSION_ZLIB, COMPRESSION_ZSTD };
+
+#define FRAME_HEADER_MAX 8
+
+/* What the header of a compressed frame tells. */
+struct frame {
+    uint32_t size;     /* of its payload */
+    uint32_t inflated; /* of what the payload holds; 0: it is not compressed */
+    bool begins;       /* the first one of a message */
+};
+
 #define SKIP_TO_END UINT64_MAX /* the rest of this direction, until it is closed */
 
 /* Read from a traceparent and tracestate header (https://www.w3.org/TR/trace-context/). */
@@ -65,6 +77,7 @@ struct step {
     uint64_t exact; /* the same with its values */
     uint64_t key;   /* request: hash of the first key it is about; 0: none */
     uint8_t traits; /* request: enum trait */
+    uint8_t compression; /* enum compression: of all that either side sends behind this message */
     uint8_t transaction; /* response: enum transaction, the state that it leaves the connection in */
     struct trace_context context;
     struct slice tracestate; /* into the window */
@@ -141,6 +154,9 @@ struct protocol {
     size_t (*resync_end)(const uint8_t *data, size_t length);
     size_t session_size;
     void (*session_end)(void *session, struct statement_cache *statements); /* NULL: nothing to give back */
+    /* Reads `frame_header` bytes (at most FRAME_HEADER_MAX). False: no such header. NULL: no step sets `compression`. */
+    bool (*frame)(const uint8_t *header, struct frame *frame);
+    uint8_t frame_header;
     bool batches; /* clients send several requests and wait for all the answers, as a rule */
     /* Name, status and the attributes that need both sides. Appends to `attributes`. */
     void (*finish)(const struct exchange *exchange, struct finished *out, struct builder *attributes);

@@ -153,6 +153,8 @@ void stream_lose(struct core *core, struct connection *c, unsigned direction, en
 {
     struct stream *s = &c->streams[direction];
     kept_drop(core, s);
+    if (compressed_of(c))
+        compression_reset(core, c->session->compressed, direction);
     if (s->whole)
         demand_mode(core, c, direction, DEMAND_DEFAULT);
     if (c->kind && sender_of(c, direction) == SENDER_CLIENT)
@@ -165,9 +167,12 @@ void stream_lose(struct core *core, struct connection *c, unsigned direction, en
 }
 
 /* The bytes that are kept were counted as parsed when they came: count them as `as` instead. Where several
- * processes wrote one message, those of the first; who ended since has no row to correct. */
+ * processes wrote one message, those of the first; who ended since has no row to correct. Bytes that were inflated
+ * were understood, and are not those that were counted. */
 static void kept_disown(struct feed *f, enum ledger_class as)
 {
+    if (compressed_of(f->c))
+        return;
     struct process *owner = f->s->kept ? table_get(&f->core->processes, f->s->kept->tgid) : NULL;
     if (owner == NULL)
         owner = &f->core->others;
@@ -219,6 +224,32 @@ static void become_opaque(struct feed *f, enum ledger_class as)
     for (unsigned i = 0; i < 2; i++)
         stream_lose(f->core, f->c, i, as);
     demand_protocol(f->core, f->c, as == LEDGER_ENCRYPTED ? PROTOCOL_ENCRYPTED : PROTOCOL_UNKNOWN);
+}
+
+/* The connection is none of ours to read, though its protocol may be known. */
+static void decline(struct feed *f, enum ledger_class as)
+{
+    f->c->opaque = true;
+    for (unsigned i = 0; i < 2; i++)
+        stream_lose(f->core, f->c, i, as);
+    for (unsigned i = 0; i < 2; i++)
+        demand_mode(f->core, f->c, i, DEMAND_NOTHING);
+}
+
+/* What either side sends from now on is compressed. Neither had sent any of it before it could know that the other
+ * agrees: what came already is not in order. */
+static void become_compressed(struct feed *f, enum compression algorithm, bool more)
+{
+    struct connection *c = f->c;
+    if (c->session == NULL || c->session->compressed)
+        return;
+    if (kept_length(&c->streams[!f->direction]))
+        stream_lose(f->core, c, !f->direction, LEDGER_UNKNOWN);
+    if (more)
+        stream_lose(f->core, c, f->direction, LEDGER_UNKNOWN);
+    c->session->compressed = compression_new(f->core, protocol_of(c), algorithm);
+    if (c->session->compressed == NULL)
+        decline(f, LEDGER_UNKNOWN);
 }
 
 /* A step of a request, the first of it or a further one. */
@@ -287,7 +318,7 @@ static void take_step(struct feed *f, const struct step *step, const uint8_t *wi
         s->whole = whole;
         demand_mode(core, c, f->direction, whole ? DEMAND_WHOLE : DEMAND_DEFAULT);
     }
-    if (step->skip >= DEMAND_SKIP_MIN) {
+    if (step->skip >= DEMAND_SKIP_MIN && compressed_of(c) == NULL) {
         uint64_t at = f->step_pos + consumed; /* position of the first byte to pass over */
         demand_skip(core, c, f->direction, step->skip == SKIP_TO_END ? UINT64_MAX : at + step->skip);
     }
@@ -350,7 +381,7 @@ static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, u
             .requests_lost = c->requests_lost,
             .within = s->in_message,
             .from_start = !c->late,
-            .session = c->session,
+            .session = c->session ? c->session->shared : NULL,
             .statements = core->statements,
         };
         enum parse_status status = protocol->parse(&in, &context, state, &step, &attributes);
@@ -368,18 +399,10 @@ static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, u
         }
         take_step(f, &step, window + used, consumed, step_ktime, &attributes);
         used += consumed;
+        if (step.compression)
+            become_compressed(f, (enum compression)step.compression, used < length);
     }
     return used;
-}
-
-/* The connection is none of ours to read, though its protocol may be known. */
-static void decline(struct feed *f, enum ledger_class as)
-{
-    f->c->opaque = true;
-    for (unsigned i = 0; i < 2; i++)
-        stream_lose(f->core, f->c, i, as);
-    for (unsigned i = 0; i < 2; i++)
-        demand_mode(f->core, f->c, i, DEMAND_NOTHING);
 }
 
 /* Decides the protocol, and which direction carries requests, from the first bytes of a message. */
@@ -404,7 +427,7 @@ static bool decide(struct feed *f, const uint8_t *bytes, size_t n)
         if (f->event->header.protocol == PROTOCOL_UNDECIDED)
             demand_protocol(f->core, c, id);
         size_t size = protocols[id]->session_size;
-        c->session = size ? core_allocate(f->core, NULL, 0, size) : NULL;
+        c->session = size ? core_allocate(f->core, NULL, 0, sizeof(*c->session) + size) : NULL;
         if (size && c->session == NULL)
             decline(f, LEDGER_UNKNOWN);
         if (protocol_is_database(id) && c->kind == KIND_SERVER && !f->core->config.protocol.database_servers)
@@ -413,11 +436,30 @@ static bool decide(struct feed *f, const uint8_t *bytes, size_t n)
     return c->protocol_id == id && !c->opaque;
 }
 
+/* Do these bytes begin a frame that holds a message's beginning? */
+static bool frame_starts(struct feed *f, const uint8_t *bytes, size_t n)
+{
+    const struct protocol *protocol = protocol_of(f->c);
+    enum sender sender = sender_of(f->c, f->direction);
+    struct compressed probe = {.protocol = protocol, .algorithm = compressed_of(f->c)->algorithm};
+    struct frame frame;
+    if (n < protocol->frame_header || !protocol->frame(bytes, &frame) || (sender == SENDER_CLIENT && !frame.begins))
+        return false;
+    struct inflated got = compression_read(f->core, &probe, f->direction, bytes, n, 0, 0);
+    if (got.status == PARSE_OK && got.used < n)
+        got = compression_read(f->core, &probe, f->direction, bytes + got.used, n - got.used, 0, 0);
+    bool starts = got.status == PARSE_OK && got.size && protocol->resync(got.bytes, got.size, 0, sender) == 0;
+    compression_reset(f->core, &probe, f->direction);
+    return starts;
+}
+
 /* In a stream that lost its place: do these bytes, the first of a call, begin a message? */
 static bool starts_again(struct feed *f, const uint8_t *bytes, size_t n)
 {
     struct connection *c = f->c;
     const struct protocol *protocol = protocol_of(c);
+    if (compressed_of(c))
+        return frame_starts(f, bytes, n);
     bool known = protocol && protocol_is_database(c->protocol_id) && c->kind; /* what classify() knows are beginnings of connections */
     bool looks = known || decide(f, bytes, n);
     if (looks && protocol_of(c)->resync(bytes, n, 0, sender_of(c, f->direction)) == 0)
@@ -516,62 +558,27 @@ static bool decide_so_far(struct feed *f, const uint8_t *bytes, size_t n)
     return false;
 }
 
-/* at_start: they are the first of a call; at_end: they are the last of one. */
-static void feed_bytes(struct feed *f, const uint8_t *bytes, size_t n, bool at_start, bool at_end)
+/* These bytes to the parser, behind those that are kept. How many of them were read, or are kept. */
+static size_t read_bytes(struct feed *f, const uint8_t *bytes, size_t n, uint64_t base, uint64_t ktime_ns)
 {
     struct core *core = f->core;
-    struct connection *c = f->c;
     struct stream *s = f->s;
-    if (n == 0)
-        return;
-    uint64_t base = s->seen;
-    s->seen += n;
-    if (c->opaque) {
-        account(f, s->lost_as, n);
-        return;
+    if (kept_length(s)) {
+        read_kept(f, bytes, n, base);
+        return n;
     }
-    bool undecided = protocol_of(c) == NULL || c->kind == 0;
-    if (s->sync == SYNC_LOST) {
-        size_t unread = n;
-        if (at_start && starts_again(f, bytes, n))
-            unread = 0;
-        else if (at_end && is_answer(f) && protocol_of(c) && protocol_of(c)->resync_end)
-            unread = protocol_of(c)->resync_end(bytes, n);
-        account(f, s->lost_as, unread);
-        if (unread)
-            hidden(f);
-        if (unread == n)
-            return;
-        found_again(f);
-        bytes += unread;
-        base += unread;
-        n -= unread;
-        undecided = false;
-    } else if (s->sync == SYNC_NEW) {
-        s->sync = SYNC_OK;
+    f->tried = 0;
+    size_t used = read_steps(f, bytes, n, base, ktime_ns);
+    if (s->sync != SYNC_OK || used == n)
+        return used;
+    if (keep(core, s, f->event->tgid, ktime_ns, bytes + used, n - used)) {
+        s->kept->need = f->need;
+        s->kept->tried = f->tried;
+        return n;
     }
-    if (undecided && !decide_so_far(f, bytes, n))
-        return;
-    account(f, LEDGER_PARSED, n);
-    if (kept_length(s) == 0) {
-        f->tried = 0;
-        size_t used = read_steps(f, bytes, n, base, f->event->header.ktime_ns);
-        if (s->sync == SYNC_OK && used < n) {
-            if (keep(core, s, f->event->tgid, f->event->header.ktime_ns, bytes + used, n - used)) {
-                s->kept->need = f->need;
-                s->kept->tried = f->tried;
-                return;
-            }
-            core->stats.buffers_refused++;
-            refuse(f);
-        }
-        if (s->sync != SYNC_OK) {
-            f->ledger->bytes[LEDGER_PARSED] -= n - used;
-            f->ledger->bytes[s->lost_as] += n - used;
-        }
-        return;
-    }
-    read_kept(f, bytes, n, base);
+    core->stats.buffers_refused++;
+    refuse(f);
+    return used;
 }
 
 /* n bytes that the parser cannot have. */
@@ -600,6 +607,103 @@ static void conclude(struct feed *f, enum hole hole)
         loss_of_answers(f->core, c);
 }
 
+/* What is missing from here on is needed: the stream loses its place. */
+static void lose_place(struct feed *f, enum hole hole, enum gap_cause cause, enum ledger_class as)
+{
+    count_gap(f, cause);
+    conclude(f, hole);
+    stream_lose(f->core, f->c, f->direction, as);
+}
+
+/* The same of compressed frames: what they hold to the parser. */
+static size_t read_frames(struct feed *f, const uint8_t *bytes, size_t n, uint64_t base)
+{
+    struct connection *c = f->c;
+    struct stream *s = f->s;
+    struct compressed *compressed = compressed_of(c);
+    size_t used = 0;
+    bool more = false;
+    while ((used < n || more) && s->sync == SYNC_OK && !c->opaque) {
+        struct inflated got = compression_read(f->core, compressed, f->direction, bytes + used, n - used,
+                                               base + used, f->event->header.ktime_ns);
+        if (got.status != PARSE_OK && got.excessive)
+            lose_place(f, HOLE_INSIDE, GAP_TRUNCATED, LEDGER_TRUNCATED);
+        else if (got.status != PARSE_OK)
+            refuse(f);
+        used += got.used;
+        more = got.more;
+        if (got.passed)
+            pass_over(f, got.passed);
+        if (got.size)
+            read_bytes(f, got.bytes, got.size, got.pos, got.ktime_ns);
+        if (s->sync != SYNC_OK || s->skip == 0 || kept_length(s))
+            continue;
+        uint32_t left = compression_pass(compressed, f->direction, s->skip);
+        if (left >= DEMAND_SKIP_MIN)
+            demand_skip(f->core, c, f->direction, base + used + left);
+    }
+    return used;
+}
+
+/* at_start: they are the first of a call; at_end: they are the last of one. */
+static void feed_bytes(struct feed *f, const uint8_t *bytes, size_t n, bool at_start, bool at_end)
+{
+    struct connection *c = f->c;
+    struct stream *s = f->s;
+    if (n == 0)
+        return;
+    uint64_t base = s->seen;
+    s->seen += n;
+    if (c->opaque) {
+        account(f, s->lost_as, n);
+        return;
+    }
+    bool undecided = protocol_of(c) == NULL || c->kind == 0;
+    if (s->sync == SYNC_LOST) {
+        size_t unread = n;
+        if (at_start && starts_again(f, bytes, n))
+            unread = 0;
+        else if (at_end && is_answer(f) && protocol_of(c) && protocol_of(c)->resync_end && compressed_of(c) == NULL)
+            unread = protocol_of(c)->resync_end(bytes, n);
+        account(f, s->lost_as, unread);
+        if (unread)
+            hidden(f);
+        if (unread == n)
+            return;
+        found_again(f);
+        bytes += unread;
+        base += unread;
+        n -= unread;
+        undecided = false;
+    } else if (s->sync == SYNC_NEW) {
+        s->sync = SYNC_OK;
+    }
+    if (undecided && !decide_so_far(f, bytes, n))
+        return;
+    account(f, LEDGER_PARSED, n);
+    size_t used = compressed_of(c) ? read_frames(f, bytes, n, base)
+                                : read_bytes(f, bytes, n, base, f->event->header.ktime_ns);
+    if (s->sync != SYNC_OK) {
+        f->ledger->bytes[LEDGER_PARSED] -= n - used;
+        f->ledger->bytes[s->lost_as] += n - used;
+    }
+}
+
+/* The part of a hole that was still to be passed over is in order: how much of it. */
+static uint64_t pass_hole(struct feed *f, uint64_t n)
+{
+    struct stream *s = f->s;
+    if (kept_length(s) || s->skip == 0)
+        return 0;
+    struct inflated passed = {.used = n < s->skip ? n : s->skip};
+    passed.passed = passed.used;
+    if (compressed_of(f->c))
+        passed = compression_hole(f->core, compressed_of(f->c), f->direction, n);
+    if (passed.passed)
+        pass_over(f, passed.passed);
+    return passed.used;
+}
+
 static void feed_hole(struct feed *f, uint64_t n, enum hole hole, enum gap_cause cause)
 {
     struct connection *c = f->c;
@@ -615,23 +719,17 @@ static void feed_hole(struct feed *f, uint64_t n, enum hole hole, enum gap_cause
             hidden(f);
         return;
     }
-    /* The part that was still to be passed over is in order. */
-    uint64_t body = kept_length(s) ? 0 : n < s->skip ? n : s->skip;
-    if (body) {
-        if (inside)
-            account(f, LEDGER_PARSED, body);
-        pass_over(f, body);
-        n -= body;
-    }
+    uint64_t passed = pass_hole(f, n);
+    if (inside && passed)
+        account(f, LEDGER_PARSED, passed);
+    n -= passed;
     if (n == 0)
         return;
     enum ledger_class as = inside ? LEDGER_TRUNCATED : LEDGER_LOST;
     if (inside)
         account(f, as, n);
     kept_disown(f, as);
-    count_gap(f, cause);
-    conclude(f, hole);
-    stream_lose(f->core, c, f->direction, as);
+    lose_place(f, hole, cause, as);
 }
 
 /* n bytes before the chunk that are in no record. Those that were passed over on demand stand last. */

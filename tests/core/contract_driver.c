@@ -168,9 +168,9 @@ static void print_step(const struct step *step, const uint8_t *window, size_t le
            consumed, length, step->begins, step->ends, step->interim, step->opaque, step->whole, step->failed,
            step->skip, step->body, step->hint, step->status);
     printf("\"encrypted\": %d, \"silent\": %d, \"unanswered\": %d, \"voids\": %d, \"answers\": %u, "
-           "\"traits\": %u, \"transaction\": %u, \"shape\": %" PRIu64 ", \"exact\": %" PRIu64 ", ",
+           "\"traits\": %u, \"transaction\": %u, \"compression\": %u, \"shape\": %" PRIu64 ", \"exact\": %" PRIu64 ", ",
            step->encrypted, step->silent, step->unanswered, step->voids, step->answers, step->traits,
-           step->transaction, step->shape, step->exact);
+           step->transaction, step->compression, step->shape, step->exact);
     printf("\"trace_id\": ");
     print_hex(step->context.trace_id, step->context.valid ? 16 : 0);
     printf(", \"parent_id\": ");

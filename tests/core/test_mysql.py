@@ -53,6 +53,12 @@ EXPECTED: dict[str, list[tuple[str | None, str | None, str | None, int | None]]]
         ("second", "SELECT @kept", None, 1),
         ("second", None, "1146", None),
     ],
+    "mariadb-compressed": [
+        ("test", *ONE),
+        ("test", "SELECT seq, REPEAT(?, ?) FROM seq_1_to_100", None, 100),
+        ("test", "SELECT no_such_column", "1054", None),
+        ("test", "SELECT CONCAT(?, 'x')", None, 1),
+    ],
     "mariadb-cursor": [("test", "SELECT seq FROM seq_1_to_25", None, None)],
     "mariadb-long_data": [("test", "SELECT LENGTH(?)", None, 1)],
     "mariadb-prepare": [
@@ -81,6 +87,11 @@ EXPECTED: dict[str, list[tuple[str | None, str | None, str | None, int | None]]]
         ),
         ("test", "CALL two(?)", None, 3),
         ("test", "CALL two(?)", None, 3),
+    ],
+    "node-compressed": [
+        ("test", "SELECT REPEAT(?, ?) FROM seq_1_to_20", None, 20),
+        ("test", *ONE),
+        ("test", "SELECT ? AS wide", None, 1),
     ],
     "node-pipelined": [
         ("test", *ONE),
@@ -164,7 +175,6 @@ EXPECTED: dict[str, list[tuple[str | None, str | None, str | None, int | None]]]
         ("test", "DROP TABLE transactions", None, None),
     ],
 }
-COMPRESSED = {"mariadb-compressed", "node-compressed"}
 DIRECTIONS = (OUT, IN)  # of what the client says, of what the server says, on the client's side
 
 
@@ -196,7 +206,7 @@ def told(span: Span) -> tuple[Any, ...]:
 
 
 def test_every_seed_has_its_expectation() -> None:
-    assert {f"mysql/{name}" for name in EXPECTED.keys() | COMPRESSED} == set(seeds.names("mysql"))
+    assert {f"mysql/{name}" for name in EXPECTED} == set(seeds.names("mysql"))
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -221,13 +231,6 @@ def test_calls_may_end_anywhere(name: str) -> None:
                 piece, data = data[:size], data[size:]
                 connection.chunk(DIRECTIONS[sender], piece)
         assert [told(span) for span in core.spans()] == EXPECTED[name]
-
-
-@pytest.mark.parametrize("name", COMPRESSED)
-def test_a_compressed_connection_is_left_alone(name: str) -> None:
-    core = Core()
-    assert conversed(*seeds.load(f"mysql/{name}"), core=core) == []
-    assert core.ledger()["bytes"]["unknown"] > 0 and core.stats().messages_invalid == 0
 
 
 def damaged(name: str, rng: random.Random, late: bool) -> dict[int, tuple[Any, ...]]:
@@ -263,7 +266,8 @@ def test_no_loss_makes_a_wrong_pair(name: str, late: bool) -> None:
             assert text is None or (text, error) in outcomes
             assert text is None or returned is None or (text, returned) in counts
             assert text is None or namespace is None or (namespace, text) in places
-    assert late or seen > rounds * len(EXPECTED[name]) / 5, "and most are there"
+    share = 10 if name.endswith("compressed") else 5  # the end of an answer cannot be told from behind there
+    assert late or seen > rounds * len(EXPECTED[name]) / share, "and many are there"
 
 
 # --- by hand --------------------------------------------------------------------------------------------

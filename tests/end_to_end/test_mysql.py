@@ -16,13 +16,14 @@ from tests.sql_reference import sanitized
 
 pytestmark = pytest.mark.kernel
 
-# Without "large", of whose text the log has a part, and "compressed", which is left alone.
+# Without "large", of whose text the log has a part.
 FEATURES = {
     "pymysql": ("startup", "query", "multi", "errors", "database", "transactions", "infile"),
     "mariadb": (
         *("prepare", "prepare_error", "cursor", "long_data", "bulk", "procedure", "commands", "change_user"),
+        "compressed",
     ),
-    "node": ("without_eof", "pipelined", "prepared"),
+    "node": ("without_eof", "pipelined", "prepared", "compressed"),
 }
 SPOKEN = {"query", "execute", "bulk_execute", "init db"}
 Told = tuple[str | None, str]  # text, error

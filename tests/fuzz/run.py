@@ -13,9 +13,12 @@ import hashlib
 import importlib
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
+
+import zstandard
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.contract import (
@@ -100,6 +103,26 @@ def write_conversations(corpus: Path, protocol: str, cases: list[Case]) -> None:
             (corpus / digest.hexdigest()[:16]).write_bytes(bytes((options,)) + digest.digest()[:2] + said)
 
 
+def write_frames(corpus: Path) -> None:
+    """Seeds of fuzz_compression.c: what was recorded behind the connection phase; the same text by zstd."""
+    for name in (name for name in seeds.names("mysql") if name.endswith("compressed")):
+        frames = [data for _, data in seeds.load(name)[3:]]
+        for sent in (*frames, b"".join(frames)):
+            for options in (0, 2):
+                seed = bytes((options, 7, 7)) + sent
+                (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+    for text in (b"SELECT 1" * 20, bytes(100_000)):
+        payload = zstandard.compress(text)
+        header = struct.pack("<I", len(payload))[:3] + b"\0" + struct.pack("<I", len(text))[:3]
+        for options, begin in (
+            (1, payload[:4]),
+            (3, payload[:4]),
+            (1, b"\x27\xb5\x2f\xfd"),
+        ):  # an older format
+            seed = bytes((options, 7, 7)) + header + begin + payload[4:]
+            (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+
+
 def fuzz(name: str, seconds: int) -> int:
     """A target named after a protocol stands on that parser alone, sql on itself, any other on the core."""
     out = ROOT / "build" / "fuzz" / name
@@ -115,6 +138,9 @@ def fuzz(name: str, seconds: int) -> int:
     elif name == "sql":
         sources = [CORE / "sql.c"]
         write_statements(corpus)
+    elif name == "compression":
+        sources = [CORE / f"{part}.c" for part in ("compression", "engine", "routes")]
+        write_frames(corpus)
     else:
         for protocol in protocol_names():
             module = importlib.import_module(f"tests.protocols.test_{protocol}")

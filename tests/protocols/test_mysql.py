@@ -228,18 +228,16 @@ CONNECTING = [
     answers(
         "compressed from here on",
         packet(2, ok()),
-        {"failed": 0},
+        {"failed": 0, "compression": 1},
         connected=connected(USUAL | COMPRESS)[:2],
         hints=(hint(AUTHENTICATION, 1, 2),),
-        end="opaque",
     ),
     answers(
         "compressed by the other algorithm",
         packet(2, ok()),
-        {"failed": 0},
+        {"failed": 0, "compression": 2},
         connected=connected(USUAL | ZSTD)[:2],
         hints=(hint(AUTHENTICATION, 1, 2),),
-        end="opaque",
     ),
 ]
 

@@ -17,7 +17,8 @@
  *
  * Where the greeting was not seen the capabilities are not known, and nothing depends on them that the
  * packets themselves do not tell: an EOF has 5 bytes, the OK that stands for it has at least 7.
- * Compressed connections are left alone, and so is replication. */
+ * Packets of compressed connections come in frames from the OK on that ends the connection phase; the engine unpacks
+ * them. Replication is left alone. */
 #include "../database.h"
 #include "../http.h"
 #include <stdio.h>
@@ -592,12 +593,24 @@ static uint32_t wanted_of(uint8_t code)
     }
 }
 
+/* Where both offer zlib and zstd, zlib is used
+ * (https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_compression.html). */
+static enum compression agreed_compression(const struct mysql_session *session)
+{
+    uint32_t both = session->greeted && session->responded ? session->capabilities : 0;
+    if (both & CLIENT_COMPRESS)
+        return COMPRESSION_ZLIB;
+    return both & CLIENT_ZSTD_COMPRESSION_ALGORITHM ? COMPRESSION_ZSTD : COMPRESSION_NONE;
+}
+
 static enum parse_status command(struct cursor *in, const struct parse_context *context, struct packet *p,
                                  struct mysql_state *state, struct step *step, struct builder *b)
 {
     struct mysql_session *session = context->session;
     const struct command *command = &commands[p->first];
     if (!is_command(p->first, p->length))
+        return PARSE_INVALID;
+    if (!session->established && agreed_compression(session)) /* frames, and the OK before them was not seen */
         return PARSE_INVALID;
     if (!packet_read(in, wanted_of(p->first), p))
         return in->status;
@@ -1002,8 +1015,8 @@ static enum parse_status authentication(struct reading *r, const struct packet *
         bool connects = !session->established;
         session->authenticates = false;
         session->established = true;
-        r->step->opaque = connects && session->greeted &&
-                          session->capabilities & (CLIENT_COMPRESS | CLIENT_ZSTD_COMPRESSION_ALGORITHM);
+        if (connects)
+            r->step->compression = (uint8_t)agreed_compression(session);
         r->state->flags |= UNCOUNTED;
         return ok(r, p);
     }
@@ -1298,6 +1311,13 @@ static size_t resync_end(const uint8_t *data, size_t length)
     return length;
 }
 
+/* https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_compression_packet.html */
+static bool frame(const uint8_t *header, struct frame *frame)
+{
+    *frame = (struct frame){.size = number_at(header, 3), .begins = header[3] == 0, .inflated = number_at(header + 4, 3)};
+    return frame->size > 0;
+}
+
 static void session_end(void *memory, struct statement_cache *statements)
 {
     struct mysql_session *session = memory;
@@ -1312,6 +1332,8 @@ const struct protocol mysql_protocol = {
     .resync_end = resync_end,
     .session_size = sizeof(struct mysql_session),
     .session_end = session_end,
+    .frame = frame,
+    .frame_header = 7,
     .batches = true,
     .finish = database_finish,
     .window_max = 1 + HEADER + ATTRIBUTES_LOOK + SQL_MAX,
