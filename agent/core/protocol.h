@@ -62,6 +62,7 @@ struct step {
     bool opaque;   /* the connection leaves this protocol behind this message (upgrade, CONNECT) */
     bool encrypted; /* the same, and TLS follows */
     bool whole;    /* the framing runs through the coming bytes: capture all of them */
+    bool goes_on;  /* the message certainly has more to it than what is read and skipped */
     bool failed;   /* the response reports an error */
     bool silent;   /* request: has its place in the order, but makes no span unless its answer reports an error */
     bool unanswered; /* request: nothing will answer it; its span ends with it */

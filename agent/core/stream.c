@@ -163,7 +163,7 @@ void stream_lose(struct core *core, struct connection *c, unsigned direction, en
     s->lost_as = (uint8_t)as;
     s->skip = 0;
     s->current = NULL;
-    s->in_message = s->ends = s->whole = false;
+    s->in_message = s->ends = s->goes_on = s->whole = false;
 }
 
 /* The bytes that are kept were counted as parsed when they came: count them as `as` instead. Where several
@@ -313,6 +313,7 @@ static void take_step(struct feed *f, const struct step *step, const uint8_t *wi
     }
     s->skip = step->skip;
     s->ends = step->ends;
+    s->goes_on = step->goes_on;
     bool whole = step->whole && !step->ends && (uint32_t)f->step_pos - s->message_pos < WHOLE_MAX;
     if (whole != s->whole) {
         s->whole = whole;
@@ -601,6 +602,12 @@ static void conclude(struct feed *f, enum hole hole)
         p->size_unknown = true;
         p->alone = p->next == NULL && !p->accompanied;
     }
+    /* What one call moves behind a part of the only request that waits is the rest of that, if the client is one
+     * that waits for its answer. */
+    bool all_of_one = hole == HOLE_INSIDE && f->s->goes_on && p && p == c->first && p == c->last;
+    bool waits = !c->pipelined && !c->batched && !c->waits;
+    if (is_request(f) && all_of_one && waits)
+        return;
     if (is_request(f))
         loss_of_requests(f->core, c, hole == HOLE_TOLD);
     else if (hole != HOLE_TOLD || c->pipelined)

@@ -46,6 +46,7 @@ struct stream {
     uint8_t told;     /* enum told */
     bool in_message;  /* a head was read, the end was not */
     bool ends;        /* the message is complete when `skip` is 0 */
+    bool goes_on;     /* the message does not end when `skip` is 0 */
     bool whole;       /* the kernel side was asked for all bytes */
     bool ended;       /* FIN */
 };

@@ -565,3 +565,20 @@ def test_a_cursor_is_one_span_however_often_it_is_fetched() -> None:
 def test_other_traffic_on_the_port_is_not_labelled(said: list[tuple[int, bytes]]) -> None:
     spans = conversed(*said)
     assert [span for span in spans if span["db.system.name"] == "mysql"] == []
+
+
+def test_a_command_and_a_row_of_several_packets_of_which_the_ends_are_copied() -> None:
+    """The lengths of their second packets lie in the middle of calls."""
+    core = Core()
+    connection = opened(core)
+    for sender, data in begun():
+        connection.chunk(DIRECTIONS[sender], data)
+    text = b"\x03SELECT '" + b"x" * 18_000_000 + b"'"
+    row = b"\xfd\x00\x00\xff" + b"x" * 0xFF0000 + string(b"x" * 1_000_000)
+    connection.send(packets(text[:0xFFFFFF], text[0xFFFFFF:], first=0), head=60_000, tail=48)
+    answer = packets(b"\x02", column(), column(), eof(), row[:0xFFFFFF], row[0xFFFFFF:], eof(), first=2)
+    for at in range(0, len(answer), 65_536):
+        connection.receive(answer[at : at + 65_536], head=0 if at else 60_000, tail=48)
+    (span,) = core.spans()
+    assert told(span) == ("shop", "SELECT ?", None, None)
+    assert [is_in_order(span) for span in asked_and_answered(core, connection)] == [True]

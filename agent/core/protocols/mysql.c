@@ -661,6 +661,7 @@ static enum parse_status command(struct cursor *in, const struct parse_context *
         if (command->name)
             describe_operation(session, command->name, current_database(session, context), context, b);
     }
+    step->goes_on = !step->ends;
     if (!step->ends)
         *state = (struct mysql_state){.next = 1, .flags = CONTINUED};
     if (!step->ends && step->silent)
@@ -682,6 +683,7 @@ static enum parse_status command_more(struct cursor *in, struct packet *p, struc
     step->silent = state->flags & IS_SILENT;
     step->unanswered = state->flags & IS_UNANSWERED;
     step->ends = p->length < PAYLOAD_MAX;
+    step->goes_on = !step->ends;
     state->next++;
     if (step->ends) {
         step->hint = HINT_FIRST(state->next);
