@@ -141,10 +141,15 @@ def of_redis(statements: Sequence[Statement]) -> list[Told]:
 
 
 def spans_of_redis(spans: Sequence[Span], shown: Sequence[Told]) -> list[Told]:
-    """Those of commands that MONITOR shows: not what is refused before it is run."""
-    run = [span for span in spans if span["db.response.status_code"] != "ERR"]
-    names = [(str(span["db.operation.name"]).partition(" ")[0], "") for span in run]
-    return [name for name in names if name in set(shown)]
+    """Those of commands that MONITOR shows. ERR tells of what is refused before it is run, which it does not
+    show, and of what fails while it is run, which it does: those count that the others leave to be found."""
+    names: dict[bool, list[Told]] = {False: [], True: []}
+    for span in spans:
+        name = str(span["db.operation.name"]).partition(" ")[0]
+        names[span["db.response.status_code"] == "ERR"].append((name, ""))
+    open_ones = Counter(shown) - Counter(names[False])
+    failed = list((Counter(names[True]) & open_ones).elements())
+    return [name for name in names[False] + failed if name in set(shown)]
 
 
 @dataclass

@@ -9,6 +9,7 @@ enum verdict {
     VERDICT_NO,    /* not the start of a message of this protocol */
     VERDICT_MAYBE, /* too few bytes to tell: valid so far */
     VERDICT_YES,
+    VERDICT_GUESS, /* it is, if what answers is of the protocol too */
 };
 
 /* HTTP/1 message start (RFC 9112, 3 and 4): "HTTP/1." or METHOD SP target, where the method is capital
@@ -146,6 +147,48 @@ static inline __attribute__((always_inline)) enum verdict classify_redis(const u
     return VERDICT_NO;
 }
 
+/* A word, its first letter in the lowest byte; and in lower case what may be one: no other byte than a letter
+ * becomes a letter by it. */
+#define WORD4(a, b, c, d) ((uint64_t)(a) | (uint64_t)(b) << 8 | (uint64_t)(c) << 16 | (uint64_t)(d) << 24)
+#define WORD6(a, b, c, d, e, f) (WORD4(a, b, c, d) | (uint64_t)(e) << 32 | (uint64_t)(f) << 40)
+#define LOWER_CASE 0x2020202020202020ULL
+
+/* Are these `length` letters the first word of a line? */
+static inline __attribute__((always_inline)) enum verdict classify_word(const uint8_t *bytes, uint32_t n,
+                                                                         uint64_t letters, uint64_t word,
+                                                                         uint32_t length)
+{
+    uint64_t told = (1ULL << 8 * (n < length ? n : length)) - 1;
+    if ((letters ^ word) & told)
+        return VERDICT_NO;
+    if (n <= length)
+        return VERDICT_MAYBE;
+    if (bytes[length] == '\r')
+        return n == length + 1 ? VERDICT_MAYBE : bytes[length + 1] == '\n' ? VERDICT_GUESS : VERDICT_NO;
+    return bytes[length] == '\n' || bytes[length] == ' ' ? VERDICT_GUESS : VERDICT_NO;
+}
+
+/* Redis: an inline command. Any line may be one, so only the words count that clients, health checks and
+ * people begin a connection with; GET and its like are memcached's too. PING is also NATS's, clamd's, spamd's. */
+static inline __attribute__((always_inline)) enum verdict classify_redis_inline(const uint8_t *bytes,
+                                                                                 uint32_t n)
+{
+    uint64_t letters = WORD6(bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]) | LOWER_CASE;
+    enum verdict best = VERDICT_NO, verdict;
+#define CLASSIFY_WORD(word, length)                                                                    \
+    verdict = classify_word(bytes, n, letters, word, length);                                          \
+    if (verdict != VERDICT_NO)                                                                         \
+        best = verdict;
+    CLASSIFY_WORD(WORD4('p', 'i', 'n', 'g'), 4)
+    CLASSIFY_WORD(WORD4('a', 'u', 't', 'h'), 4)
+    CLASSIFY_WORD(WORD4('i', 'n', 'f', 'o'), 4)
+    CLASSIFY_WORD(WORD4('e', 'c', 'h', 'o'), 4)
+    CLASSIFY_WORD(WORD6('h', 'e', 'l', 'l', 'o', 0), 5)
+    CLASSIFY_WORD(WORD6('s', 'e', 'l', 'e', 'c', 't'), 6)
+#undef CLASSIFY_WORD
+    return best;
+}
+
 /* TLS record (RFC 8446, 5.1) that opens a connection: handshake, version 3.0 to 3.4, length under
  * 2^14 + 256, ClientHello or ServerHello. */
 static inline __attribute__((always_inline)) enum verdict classify_tls(const uint8_t *bytes, uint32_t n)
@@ -156,10 +199,9 @@ static inline __attribute__((always_inline)) enum verdict classify_tls(const uin
     return record && (bytes[5] == 1 || bytes[5] == 2) ? VERDICT_YES : VERDICT_NO;
 }
 
-/* Order matters: the first protocol that says yes has it. Returns VERDICT_YES with *protocol set. `size`: how
- * many bytes the call moved, of which these are the first, with what had come before of the same message. */
-static inline __attribute__((always_inline)) enum verdict classify(const uint8_t *bytes, uint32_t n, uint32_t size,
-                                                                   uint8_t *protocol)
+/* Order matters: the first protocol that says yes has it. */
+static inline __attribute__((always_inline)) enum verdict classify_certain(const uint8_t *bytes, uint32_t n,
+                                                                            uint32_t size, uint8_t *protocol)
 {
     enum verdict best = VERDICT_NO, verdict = classify_tls(bytes, n);
     if (verdict == VERDICT_YES) {
@@ -178,6 +220,31 @@ static inline __attribute__((always_inline)) enum verdict classify(const uint8_t
     PROTOCOLS(CLASSIFY)
 #undef CLASSIFY
     return best;
+}
+
+/* What is found, step by step. In memory that the verifier knows nothing of it forgets how each was found; else
+ * it follows each way to the end of the program. */
+struct classified {
+    volatile uint8_t known, opens, guess, verdict;
+    uint8_t protocol;
+};
+
+/* Returns VERDICT_YES or VERDICT_GUESS with `protocol` set. `size`: how many bytes the call moved, of which
+ * these are the first, with what had come before of the same message. `opens`: they are the first bytes of the
+ * connection, in either direction, and the client's. The guess goes first: there AUTH /x is not of HTTP. */
+static inline __attribute__((always_inline)) enum verdict classify(const uint8_t *bytes, uint32_t n,
+                                                                   uint32_t size, bool opens,
+                                                                   struct classified *found)
+{
+    found->known = (uint8_t)n;
+    found->opens = opens;
+    found->guess = found->opens ? classify_redis_inline(bytes, found->known) : VERDICT_NO;
+    found->verdict = classify_certain(bytes, found->known, size, &found->protocol);
+    if (found->guess == VERDICT_GUESS)
+        found->protocol = PROTOCOL_REDIS;
+    if (found->guess > found->verdict)
+        found->verdict = found->guess;
+    return found->verdict;
 }
 
 /* May a message of this protocol begin here? Not asked of databases, which are copied by turns. */

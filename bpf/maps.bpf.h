@@ -138,6 +138,7 @@ struct work {
     uint32_t sequence;      /* TCP: behind the last byte that moved */
     uint32_t length;        /* of a message */
     uint8_t first[2 * CLASSIFY_BYTES];
+    struct classified found; /* of these */
     struct connection fresh;
     struct open_event open;
     uint8_t path[PATH_BYTES_ROUND]; /* directly behind, as in the record */

@@ -56,6 +56,7 @@ struct connection {
     bool pipelined : 1;  /* has asked while it was answered (loss.c) */
     bool batched : 1;    /* several requests wait, or did when the last one was asked */
     bool waits : 1;      /* was seen to wait for the answers to all of several requests before it asked again */
+    bool guessed : 1;    /* its protocol is, and no answer was read in it yet: nothing is told */
     bool assumed : 1;    /* something was not seen: pairs rest on the client's waiting for its answers */
     uint8_t sits_out : 2; /* enum sits_out: requests have no place in the order, though the client waits */
     bool unsure : 1;     /* answers may come to requests that were not seen: no request is paired */

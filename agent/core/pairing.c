@@ -244,6 +244,10 @@ void pairing_finish(struct core *core, struct pending *p, enum outcome outcome, 
         pending_free(core, p);
         return;
     }
+    if (c->guessed) {
+        pairing_drop(core, p);
+        return;
+    }
     struct process *process = process_of(core, p->tgid);
     struct batch *batch = &core->batches[core->filling];
     uint32_t state = padded(p->tracestate_size);

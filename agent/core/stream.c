@@ -280,6 +280,7 @@ static void take_request_step(struct feed *f, const struct step *step, const uin
 static void take_response_step(struct feed *f, const struct step *step, const struct builder *attributes)
 {
     struct stream *s = f->s;
+    f->c->guessed = false;
     if (step->begins)
         s->current = step->interim ? NULL : pairing_response(f->core, f->c, s, step, attributes);
     else if (s->current)
@@ -341,6 +342,14 @@ static void refuse(struct feed *f)
     stream_lose(f->core, f->c, f->direction, LEDGER_UNKNOWN);
 }
 
+/* The guess was wrong: nobody has spoken that protocol. */
+static void withdraw(struct feed *f)
+{
+    kept_disown(f, LEDGER_UNKNOWN);
+    pairing_drop_all(f->core, f->c);
+    become_opaque(f, LEDGER_UNKNOWN);
+}
+
 /* Reads as many steps as the window holds. Returns the bytes used, skips included; fewer than `length`
  * when the rest is an incomplete step. `base` is the position of window[0]. */
 static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, uint64_t base,
@@ -394,6 +403,10 @@ static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, u
             return used;
         }
         f->tried = 0;
+        if (status == PARSE_INVALID && c->guessed) {
+            withdraw(f);
+            return used;
+        }
         if (status != PARSE_OK || consumed == 0 || !keep_state(core, s, state)) {
             refuse(f);
             return used;
@@ -406,15 +419,30 @@ static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, u
     return used;
 }
 
+/* What these bytes, with those that are kept, begin. A stream of which nothing was understood yet has its
+ * place only at its own beginning. */
+static enum verdict begins_as(const struct feed *f, const uint8_t *bytes, size_t n, uint8_t *id)
+{
+    const struct connection *c = f->c;
+    uint8_t start[CLASSIFY_BYTES] = {0};
+    uint32_t known = n < sizeof(start) ? (uint32_t)n : sizeof(start);
+    memcpy(start, bytes, known);
+    uint32_t size = kept_length(f->s) + f->event->size;
+    bool first = f->s->sync != SYNC_LOST && c->streams[!f->direction].seen == 0;
+    bool opens = first && c->kind && is_request(f);
+    struct classified found = {.protocol = PROTOCOL_UNDECIDED};
+    enum verdict verdict = classify(start, known, size, opens, &found);
+    *id = found.protocol;
+    return verdict;
+}
+
 /* Decides the protocol, and which direction carries requests, from the first bytes of a message. */
 static bool decide(struct feed *f, const uint8_t *bytes, size_t n)
 {
     struct connection *c = f->c;
-    uint8_t first[CLASSIFY_BYTES] = {0}, id = PROTOCOL_UNDECIDED;
-    memcpy(first, bytes, n < sizeof(first) ? n : sizeof(first));
-    uint32_t size = kept_length(f->s) + f->event->size;
-    enum verdict verdict = classify(first, n < sizeof(first) ? (uint32_t)n : sizeof(first), size, &id);
-    if (verdict != VERDICT_YES || id >= PROTOCOL_COUNT || protocols[id] == NULL)
+    uint8_t id;
+    enum verdict verdict = begins_as(f, bytes, n, &id);
+    if (verdict < VERDICT_YES || id >= PROTOCOL_COUNT || protocols[id] == NULL)
         return false;
     if (c->kind == 0) {
         bool asks = protocols[id]->resync(bytes, n, 0, SENDER_CLIENT) == 0;
@@ -425,6 +453,7 @@ static bool decide(struct feed *f, const uint8_t *bytes, size_t n)
     }
     if (protocol_of(c) == NULL) {
         c->protocol_id = id;
+        c->guessed = verdict == VERDICT_GUESS;
         if (f->event->header.protocol == PROTOCOL_UNDECIDED)
             demand_protocol(f->core, c, id);
         size_t size = protocols[id]->session_size;
@@ -432,7 +461,7 @@ static bool decide(struct feed *f, const uint8_t *bytes, size_t n)
         if (size && c->session == NULL)
             decline(f, LEDGER_UNKNOWN);
         if (protocol_is_database(id) && c->kind == KIND_SERVER && !f->core->config.protocol.database_servers)
-            decline(f, LEDGER_DECLINED);
+            decline(f, c->guessed ? LEDGER_UNKNOWN : LEDGER_DECLINED);
     }
     return c->protocol_id == id && !c->opaque;
 }
@@ -489,10 +518,8 @@ static void found_again(struct feed *f)
 /* Bytes while nothing is known: may they be the start of a message? */
 static enum verdict could_start(const struct feed *f, const uint8_t *bytes, size_t n)
 {
-    uint8_t first[CLASSIFY_BYTES] = {0}, id;
-    memcpy(first, bytes, n < sizeof(first) ? n : sizeof(first));
-    uint32_t size = kept_length(f->s) + f->event->size;
-    return classify(first, n < sizeof(first) ? (uint32_t)n : sizeof(first), size, &id);
+    uint8_t id;
+    return begins_as(f, bytes, n, &id);
 }
 
 /* Bytes of an answering stream that were not understood may hold the answer to anything that waits. */

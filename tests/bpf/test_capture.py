@@ -26,6 +26,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.engine import PROTOCOLS
 from agent.loader import TARGETS
 
 from .conftest import (
@@ -712,6 +713,45 @@ def test_first_request_byte_by_byte_is_captured_and_known(tracer: Tracer) -> Non
     known = [e.protocol for e in chunks].index(HTTP1)
     assert known == len("GET /") - 1
     assert tracer.counted()["unknown_chunks"] == 0
+
+
+@pytest.mark.parametrize("asked", [b"PING\r\nGET a\r\n", b"auth secret\n"])
+def test_an_inline_command_of_redis_is_known_where_it_opens_a_connection(
+    tracer: Tracer, asked: bytes
+) -> None:
+    redis = HTTP1 + PROTOCOLS.index("redis") - PROTOCOLS.index("http1")
+    with pair() as (client, server):
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(5):
+            client.send(asked[at : at + 1])
+            server.recv(1)
+        client.send(asked[5:])
+        exactly(server, len(asked) - 5)
+        server.send(b"+OK\r\n")
+        client.recv(100)
+        for direction in (IN, OUT):
+            requests = [e for e in tracer.of("chunk", direction) if e.head != b"+OK\r\n"]
+            assert b"".join(e.head for e in requests) == asked
+            assert [e.protocol for e in requests][-1] == redis
+    assert tracer.counted()["unknown_chunks"] == 0
+
+
+@pytest.mark.parametrize("who", ["the server before", "the client before", "the server", "one who was there"])
+def test_elsewhere_it_is_counted_without_a_record(tracer: Tracer, who: str) -> None:
+    with pair() as (client, server):
+        if who == "one who was there":
+            tracer.kernel.untrace(os.getpid())
+        if who == "the client before":
+            client.send(b"CAPABILITIES\r\n")
+            exactly(server, 14)
+        elif who != "the server":
+            server.send(b"INFO {}\r\n")
+            exactly(client, 9)
+        tracer.kernel.trace(os.getpid())
+        sender, receiver = (server, client) if who == "the server" else (client, server)
+        sender.send(b"PING\r\n")
+        exactly(receiver, 6)
+    assert tracer.of("chunk") == []
 
 
 def test_skipped_bytes_are_not_copied(tracer: Tracer) -> None:

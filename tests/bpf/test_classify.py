@@ -11,10 +11,10 @@ import pytest
 from tests.contract import protocol_names
 
 BPF = Path(__file__).parents[2] / "bpf"
-NO, MAYBE, YES = 0, 1, 2
+NO, MAYBE, YES, GUESS = 0, 1, 2, 3
 ENCRYPTED, HTTP1 = 1, 3
 POSTGRESQL, MYSQL, REDIS = (HTTP1 + protocol_names().index(n) for n in ("postgresql", "mysql", "redis"))
-Classify = Callable[[bytes], tuple[int, int]]
+Classify = Callable[..., tuple[int, int]]
 
 HTTP_STARTS = [
     b"GET / HTTP/1.1\r\n\r\n",
@@ -51,6 +51,47 @@ REDIS_STARTS = [
     b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n",
     b"*12345\r\n$4\r\nMGET\r\n",
 ]
+# Of a connection, and from its client.
+INLINE_STARTS = [
+    b"PING\r\n",
+    b"ping\n",
+    b"PING hello\r\n",
+    b"INFO\r\n",
+    b"info replication\r\n",
+    b"AUTH secret\r\nPING\r\n",
+    b"AuTh user secret\r\n",
+    b"AUTH /secret\r\n",  # a method and a path, elsewhere
+    b"ECHO hello\r\n",
+    b"HELLO 3\r\n",
+    b"SELECT 1\r\n",
+]
+NOT_INLINE = [
+    b"PINGX\r\n",
+    b"PING\t\r\n",
+    b"PING\rX",
+    b"PONG\r\n",
+    b"PI\0G\r\n",
+    b"0ING\r\n",  # 0x30: 'p' but for one bit
+    b" PING\r\n",
+    b"\0AUTH EXTERNAL\r\n",  # D-Bus
+    b"AUTHENTICATE\r\n",
+    b"HELL\r\n",
+    b"HELLOO\r\n",
+    b"SELECTOR\r\n",
+    b"select\0",
+    b"GET a\r\n",  # memcached, and so on
+    b"set a 0 0 1\r\n",
+    b"incr a 1\r\n",
+    b"version\r\n",
+    b"stats\r\n",
+    b"quit\r\n",
+    b"SUB a 1\r\n",  # NATS
+    b"EHLO a\r\n",
+    b"USER a\r\n",
+    b"/docs\r\n",  # gopher
+    b"root\r\n",  # finger
+    b"example.org\r\n",  # whois
+]
 POSTGRESQL_STARTS = [
     b"\0\0\0\x08\x04\xd2\x16\x2f",  # SSLRequest
     b"\0\0\0\x08\x04\xd2\x16\x30",  # GSSENCRequest
@@ -72,7 +113,7 @@ NOTHING_OF_OURS = [
     b"*1x\r\n$4\r\nPING\r\n",
     b"* a list\r\n",
     b"*1234567890\r\n$4\r\n",  # nobody sends so many arguments
-    b"PING\r\n",  # NATS asks so, too
+    b"PING\r\n",  # but where it opens a connection
     b"get / HTTP/1.1\r\n\r\n",
     b"GET  / HTTP/1.1\r\n",
     b"GET x HTTP/1.1\r\n\r\n",
@@ -113,23 +154,26 @@ def classify(tmp_path_factory: pytest.TempPathFactory) -> Classify:
     source.write_text(
         "#include <stdbool.h>\n#include <stdint.h>\n"
         f'#include "{BPF}/protocols.h"\n#include "{BPF}/classify.h"\n'
-        "int run(const uint8_t *bytes, uint32_t n, uint32_t size, uint8_t *protocol)\n"
-        "{ return classify(bytes, n, size, protocol); }\n"
+        "int run(const uint8_t *bytes, uint32_t n, uint32_t size, bool opens, uint8_t *protocol)\n"
+        "{ struct classified found = {0}; int verdict = classify(bytes, n, size, opens, &found);"
+        "  *protocol = found.protocol; return verdict; }\n"
     )
     library = folder / "classify.so"
     strict = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")  # clang's unroll
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", *strict, "-o", library, source], check=True)
     function = ctypes.CDLL(str(library)).run
 
-    def run(data: bytes) -> tuple[int, int]:
+    def run(data: bytes, opens: bool = False) -> tuple[int, int]:
         known = data[:16]
         protocol = ctypes.c_uint8(0)
         verdicts = {
             (
-                function(known + filler * (16 - len(known)), len(known), len(data), ctypes.byref(protocol)),
+                function(
+                    known + filler * (16 - len(known)), len(known), len(data), opens, ctypes.byref(protocol)
+                ),
                 protocol.value,
             )
-            for filler in (b"\0", b"/", b" ", b"A", b"\xff", b"\x16")
+            for filler in (b"\0", b"/", b" ", b"A", b"\xff", b"\x16", b"\n")
         }
         assert len(verdicts) == 1, f"bytes behind the end were looked at: {data!r}"
         return verdicts.pop()
@@ -156,6 +200,27 @@ def test_no_prefix_of_a_greeting_is_refused(classify: Classify, data: bytes) -> 
 @pytest.mark.parametrize("data", REDIS_STARTS)
 def test_redis_commands_are_found(classify: Classify, data: bytes) -> None:
     assert classify(data) == (YES, REDIS)
+
+
+@pytest.mark.parametrize("data", INLINE_STARTS)
+def test_an_inline_command_is_a_guess_where_a_connection_opens(classify: Classify, data: bytes) -> None:
+    assert classify(data, True) == (GUESS, REDIS)
+    word = len(data.split()[0])
+    ends = word + (2 if data[word] == ord("\r") else 1)
+    verdicts = [classify(data[:n], True)[0] for n in range(1, 17)]
+    assert verdicts == [MAYBE] * (ends - 1) + [GUESS] * (17 - ends)
+    assert classify(data)[1] != REDIS
+
+
+@pytest.mark.parametrize("data", NOT_INLINE)
+def test_other_lines_open_nothing_of_ours(classify: Classify, data: bytes) -> None:
+    assert classify(data, True)[0] == NO
+
+
+@pytest.mark.parametrize("data", HTTP_STARTS + MYSQL_STARTS + REDIS_STARTS + POSTGRESQL_STARTS + TLS_STARTS)
+def test_what_is_certain_is_no_guess_where_a_connection_opens(classify: Classify, data: bytes) -> None:
+    assert classify(data, True) == classify(data)
+    assert classify(data)[0] == YES
 
 
 @pytest.mark.parametrize("data", TLS_STARTS)

@@ -6,13 +6,17 @@ What seeds must give is read from them by a second reader of RESP, the recursive
 
 from __future__ import annotations
 
+import mmap
+import os
 import random
 import socket
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from agent.core._core import lib
+from agent.core._core import ffi, lib
 
 from benchmarks.databases import redis
 from tests.contract import driver
@@ -346,7 +350,8 @@ def replay(chunks, lost: set[int] = frozenset(), **more: Any):
     return core.spans()
 
 
-ARRAYS = [name for name in seeds.names("redis") if not name.endswith("inline")]
+ALL = seeds.names("redis")
+ARRAYS = [name for name in ALL if not name.endswith("inline")]
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -361,12 +366,11 @@ def test_a_seed_gives_what_a_second_reader_reads(name):
 
 
 def test_the_inline_seed():
-    """It begins as no protocol that is told from its first bytes: with a command in front that does."""
-    spans = replay([(0, cmd("ECHO", "x")), (1, bulk("x")), *seeds.load("redis/redis-inline")])
-    assert texts(spans) == ["ECHO ?", "PING", "SET inline ?", "GET inline", "EXISTS inline inline"]
+    spans = replay(seeds.load("redis/redis-inline"))
+    assert texts(spans) == ["PING", "SET inline ?", "GET inline", "EXISTS inline inline"]
 
 
-@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_seed_in_other_pieces_gives_the_same(name):
     chunks = seeds.load(name)
     whole = outcomes(replay(chunks))
@@ -381,7 +385,7 @@ def test_a_seed_in_other_pieces_gives_the_same(name):
         assert outcomes(replay(pieces)) == whole
 
 
-@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_seed_with_losses_gives_no_other_pairs(name):
     chunks = seeds.load(name)
     whole = Counter((s.start, s.end, *outcomes([s])[0]) for s in replay(chunks))
@@ -436,6 +440,161 @@ def test_keys_and_reads_are_those_that_the_server_tells():
             assert shown >= keys - {words[0]} if b"movablekeys" in flags else shown >= keys, name
         else:
             assert shown == keys, name
+
+
+# --- connections that begin with an inline command --------------------------------------------------------
+
+
+def opened(*calls: tuple[int, bytes], core: Core | None = None, close: bool = True, **more: Any):
+    """Calls in order on a connection of which the kernel side knows no protocol; then its end."""
+    core = core or Core()
+    c = connect(core, **more)
+    c.protocol = lib.PROTOCOL_UNDECIDED
+    for number, (direction, data) in enumerate(calls):
+        c.chunk(direction, data, at=2000 + number)
+    if close:
+        c.close(at=2100)
+    return core.spans()
+
+
+@pytest.mark.parametrize("cut", range(len(b"PING\r\nGET a\r\n")))
+def test_a_connection_may_begin_with_an_inline_command(cut):
+    asked = b"PING\r\nGET a\r\n"
+    calls = [(OUT, part) for part in (asked[:cut], asked[cut:]) if part]
+    spans = opened(*calls, (IN, b"+PONG\r\n"), (IN, b"$-1\r\n"))
+    assert outcomes(spans) == [("PING", None, "0"), ("GET a", None, "0")]
+    assert spans[0].start == 2000
+
+
+def test_byte_by_byte_both_sides_are_read_from_their_first():
+    asked, answers = b"ping\nSELECT 2\r\nget a\r\n", b"+PONG\r\n+OK\r\n$-1\r\n"
+    calls = [(OUT, bytes([b])) for b in asked] + [(IN, bytes([b])) for b in answers]
+    core = Core()
+    spans = opened(*calls, core=core)
+    assert outcomes(spans) == [("PING", None, "0"), ("SELECT ?", None, "2"), ("GET a", None, "2")]
+    assert core.ledger()["bytes"] == {"parsed": len(asked + answers)}
+
+
+def test_it_goes_on_in_either_form():
+    spans = opened((OUT, b"PING\r\n"), (IN, b"+PONG\r\n"), (OUT, cmd("GET", "a")), (IN, b"$-1\r\n"))
+    assert texts(spans) == ["PING", "GET a"]
+
+
+@pytest.mark.parametrize(
+    "line", [b"AUTH s3cret", b"AUTH me s3cret", b"HELLO 3 AUTH me s3cret", b"ECHO s3cret"]
+)
+def test_the_secret_of_an_inline_command_is_shown_nowhere(line):
+    for option in (lib.QUERY_TEXT_PARAMETERIZED, lib.QUERY_TEXT_SANITIZED, lib.QUERY_TEXT_OFF):
+        core = Core({"query_text": option})
+        spans = opened((OUT, line + b"\r\nPING\r\n"), (IN, b"+OK\r\n+PONG\r\n"), core=core)
+        assert [span.name for span in spans] == [line.split()[0].decode(), "PING"]
+        assert "s3cret" not in repr(spans)
+
+
+@contextmanager
+def demand_table(core: Core) -> Iterator[Callable[[int], Any]]:
+    """What the core asks of the kernel side, by connection."""
+    size = lib.DEMAND_SLOTS * ffi.sizeof("struct demand")
+    fd = os.memfd_create("demands")
+    try:
+        os.ftruncate(fd, size)
+        assert lib.core_map_demands(core.core, fd) == 0
+        with mmap.mmap(fd, size) as memory:
+            slots = ffi.from_buffer("struct demand[]", memory)
+            yield lambda conn_id: slots[conn_id % lib.DEMAND_SLOTS]
+            ffi.release(slots)
+    finally:
+        os.close(fd)
+
+
+NATS_INFO = b'INFO {"server_id":"x","version":"2.10.0","max_payload":1048576}\r\n'
+NOT_REDIS = {
+    # https://docs.nats.io/reference/reference-protocols/nats-protocol
+    "NATS, where the client does not wait": [(OUT, b"PING\r\n"), (IN, NATS_INFO), (IN, b"PONG\r\n")],
+    "the pings of NATS": [(OUT, b"PING\r\n"), (IN, b"PONG\r\n"), (OUT, b"PING\r\n"), (IN, b"PONG\r\n")],
+    # RFC 1436, RFC 1288, clamd(8), spamd/PROTOCOL of SpamAssassin, RFC 862
+    "gopher": [(OUT, b"INFO\r\n"), (IN, b"iWelcome\tx\ta.org\t70\r\n"), (IN, b".\r\n")],
+    "finger": [(OUT, b"echo\r\n"), (IN, b"Login: echo\r\n"), (IN, b"Never logged in.\r\n")],
+    "clamd": [(OUT, b"PING\n"), (IN, b"PONG\n")],
+    "spamd": [(OUT, b"PING SPAMC/1.2\r\n\r\n"), (IN, b"SPAMD/1.5 0 PONG\r\n")],
+    "echo": [(OUT, b"PING\r\n"), (IN, b"PING\r\n")],
+    "no CR": [(OUT, b"PING\r\n"), (IN, b"+"), (IN, b"PONG\n"), (OUT, b"PING\r\n"), (IN, b"+PONG\n")],
+    "a second line that is none": [(OUT, b"PING\r\n"), (OUT, b"{}\r\n"), (IN, b"+PONG\r\n")],
+    "silence": [(OUT, b"PING\r\n"), (OUT, b"PING\r\n")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_REDIS)
+def test_what_is_answered_in_another_protocol_leaves_no_span_and_is_left_alone(name):
+    core, calls = Core(), NOT_REDIS[name]
+    wrong = name != "silence"
+    with demand_table(core) as demand_of:
+        assert opened(*calls, core=core, close=False) == []
+        demand = demand_of(core.connections)
+        assert (demand.protocol == lib.PROTOCOL_UNKNOWN) == wrong
+        assert [mode == lib.DEMAND_NOTHING for mode in demand.mode] == [wrong, wrong]
+    ledger = core.ledger()
+    assert sum(ledger["bytes"].values()) == sum(len(data) for _, data in calls)
+    assert ledger["bytes"].get("unknown", 0) >= sum(len(data) for d, data in calls if d == IN)
+    assert ledger["requests"] == ledger["orphans"] + (0 if wrong else 2)
+    assert (ledger["spans"], core.stats().messages_invalid, ledger["gaps"]) == (0, 0, {})
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_a_guess_that_nobody_answers_is_no_span(close):
+    core = Core({"request_timeout_ns": 50 * 1_000_000})
+    assert opened((OUT, b"PING\r\n"), core=core, close=close) == []
+    core.feed(now_ms=9000)
+    assert core.spans() == []
+    assert core.ledger()["orphans"] == 1
+
+
+@pytest.mark.parametrize(
+    ("calls", "more"),
+    [
+        ([(IN, NATS_INFO), (OUT, b'CONNECT {"verbose":true}\r\nPING\r\n'), (IN, b"+OK\r\nPONG\r\n")], {}),
+        ([(IN, NATS_INFO), (OUT, b"PING\r\n"), (IN, b"+OK\r\n")], {}),
+        ([(OUT, b"PING\r\n"), (IN, b"+PONG\r\n")], {"late": True}),
+        ([(OUT, b"PING\r\n"), (IN, b"+PONG\r\n")], {"again": True}),
+        ([(OUT, b"PING\r\n"), (IN, b"+PONG\r\n")], {"unknown_role": True}),
+        ([(IN, b"PING\r\n"), (OUT, b"+PONG\r\n")], {}),  # the server asks
+        ([(OUT, b"hello?\r\n"), (OUT, b"PING\r\n"), (IN, b"+PONG\r\n")], {}),
+        ([(OUT, b"version\r\n"), (IN, b"VERSION 1.6.18\r\n")], {}),
+    ],
+)
+def test_only_what_opens_a_connection_is_guessed(calls, more):
+    core = Core()
+    assert opened(*calls, core=core, **more) == []
+    ledger = core.ledger()
+    assert ledger["requests"] == core.stats().responses_unmatched == 0
+    assert "parsed" not in ledger["bytes"]
+    assert sum(ledger["bytes"].values()) == sum(len(data) for _, data in calls)
+
+
+def test_what_the_server_says_first_does_not_count_against_the_client():
+    spans = opened((IN, b"INFO {}\r\n"), (OUT, cmd("GET", "a")), (IN, b"$-1\r\n"))
+    assert texts(spans) == ["GET a"]
+
+
+def test_an_answer_after_a_lost_one_still_tells():
+    core = Core()
+    c = connect(core)
+    c.protocol = lib.PROTOCOL_UNDECIDED
+    c.send(b"PING\r\n")
+    c.lose(IN, b"+PONG\r\n")
+    c.send(cmd("GET", "a"))
+    c.receive(b"$-1\r\n")
+    assert texts(core.spans()) == ["GET a"]
+
+
+def test_the_servers_side_of_a_guess_is_unknown_unless_it_is_wanted():
+    for wanted, names, account in ((1, ["PING"], "parsed"), (0, [], "unknown")):
+        core = Core({"database_servers": wanted})
+        c = core.open(SERVER, protocol=lib.PROTOCOL_UNDECIDED)
+        c.receive(b"PING\r\n")
+        c.send(b"+PONG\r\n")
+        assert [s.name for s in core.spans()] == names
+        assert list(core.ledger()["bytes"]) == [account]
 
 
 # --- losses -----------------------------------------------------------------------------------------------

@@ -6,28 +6,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from benchmarks.clients import client, redis_benchmark
 from benchmarks.databases import redis
+from benchmarks.patience import patience
 from benchmarks.spans import CLIENT, SERVER
 
 pytestmark = pytest.mark.kernel
 
-# Without "inline", whose connection begins as no protocol that can be told from its first bytes.
-FEATURES = (
-    "resp2",
-    "resp3",
-    "pipeline",
-    "transaction",
-    "pubsub",
-    "blocking",
-    "scripts",
-    "errors",
-    "large",
-    "monitor",
-)
 # What the client does beside the calls that it tells of.
 UNTOLD = Counter(
     {
@@ -50,7 +40,7 @@ def first_word(span) -> str:
 
 @pytest.mark.parametrize("unix", [False, True])
 def test_redis_py_does_all_that_it_can(trace, unix):
-    with redis() as server, client("redis", server, *FEATURES, unix=unix) as program:
+    with redis() as server, client("redis", server, unix=unix) as program:
         with trace([program.pid]) as traced:
             calls = program.calls()
             traced.wait_for(len(calls) + UNTOLD.total())
@@ -117,6 +107,72 @@ def test_a_connection_that_was_there_before(trace):
         ("SELECT", "3", None),
         ("INCR", "3", None),
     ]
+
+
+# For each line of its input sends it, and prints the first line of the answer.
+TYPED = """
+import socket, sys
+sys.stdin.readline()
+connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+stream = connection.makefile("rb")
+for line in sys.argv[2:]:
+    connection.sendall(line.encode() + b"\\r\\n")
+    print(stream.readline(), flush=True)
+"""
+
+
+@contextmanager
+def typed(port: int, *lines: str) -> Iterator[subprocess.Popen[str]]:
+    """A client that sends these lines, each when the one before was answered, as soon as it is let go."""
+    command, pipe = [sys.executable, "-c", TYPED, str(port), *lines], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_connection_that_begins_with_an_inline_command(trace):
+    lines = ["PING", "AUTH me s3cret", "select 2", "SET a 1", "LPUSH a x"]
+    with redis() as server, typed(server.port, *lines) as process:
+        with trace([process.pid]) as traced:
+            answers = process.communicate("go\n", timeout=patience(10))[0]
+        logged = server.statements()
+    assert "PONG" in answers and "WRONGTYPE" in answers
+    found = [(s.name, s["db.namespace"], s["db.response.status_code"]) for s in traced.of(CLIENT)]
+    assert [name for name, _, _ in found] == ["PING", "AUTH", "SELECT", "SET", "LPUSH"]
+    assert found[0][1:] == ("0", None) and found[1][2] and found[4][1:] == ("2", "WRONGTYPE")
+    assert "s3cret" not in traced.file.read_text()
+    seen = Counter(name_of(s.text) for s in logged)
+    assert seen["PING"] and not seen - Counter(name for name, _, _ in found)
+
+
+# What answers PING as NATS does, with its INFO before the answer or before the question.
+NATS = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+connection, _ = listener.accept()
+if sys.argv[1] == "first":
+    connection.sendall(b'INFO {"server_id":"x"}\\r\\n')
+for line in connection.makefile("rb"):
+    connection.sendall(b"PONG\\r\\n" if line == b"PING\\r\\n" else b"-ERR 'Unknown Protocol Operation'\\r\\n")
+"""
+
+
+@pytest.mark.parametrize("info", ["first", "never"])
+def test_nats_also_begins_with_ping(trace, info):
+    command = [sys.executable, "-c", NATS, info]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        with typed(port, "PING", "PING", "SUB a", "PING") as process:
+            option = {"EBPF_OTLP_TRACER_DATABASE_SERVER_SPANS": "true"}
+            with trace([process.pid, server.pid], **option) as traced:
+                answers = process.communicate("go\n", timeout=patience(10))[0]
+        server.wait(patience(10))
+    assert answers.count("PONG") >= 2
+    assert traced.spans == []
 
 
 @pytest.mark.parametrize("pipeline", [1, 16, 500])
