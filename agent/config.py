@@ -123,7 +123,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("core.batch_spans_max", int, 8192, "Spans that one batch may hold; more wait for the next.", minimum=64),
     Option("core.statement_bytes_max", int, 4 * MIB, "Texts of SQL statements kept, and which connection has prepared them; without room a span has no text.", minimum=64 * KIB),
     Option("core.series_max", int, 2000, "Duration series kept at once; others are counted together (otel.metric.overflow).", minimum=16),
-    Option("core.findings_per_second_max", int, 20, "Findings that become log records; more are only counted.", minimum=0, maximum=10000),
+    Option("core.findings_per_second_max", int, 20, "Findings of a kind that become log records; more are only counted.", minimum=0, maximum=10000),
     # Protocols.
     Option("http.route", str, "heuristic", "http.route from the path by rule, or never (strict).", choices=("heuristic", "unset")),
     Option("http.routes_max", int, 200, "Distinct routes per process; further paths get no route.", minimum=0),

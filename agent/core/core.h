@@ -21,7 +21,7 @@ struct core_config {
     uint32_t batch_spans_max;
     uint32_t series_max;
     uint64_t statement_bytes_max; /* texts of statements, and who prepared them */
-    uint32_t findings_per_second_max; /* with a row; more are only counted */
+    uint32_t findings_per_second_max; /* of a kind, with a row; more are only counted */
     /* What is told as findings; 0: none of it. */
     uint64_t slow_statement_ns, idle_in_transaction_ns;
     uint32_t n_plus_one_min, duplicate_reads_min; /* so many in a run */

@@ -48,7 +48,7 @@ struct finding_buffer {
 struct findings {
     struct finding_buffer buffers[2];
     uint32_t filling;   /* which of the two */
-    uint32_t in_second; /* rows since second_ns */
+    uint32_t in_second[FINDING_COUNT]; /* rows since second_ns */
     uint64_t second_ns;
 };
 

@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The batch of findings; see findings.h.
  *
- * A finding often comes with each request of a kind, and the thousandth tells nothing new: the rows of a
- * second have a cap, the counts by process and kind have none. */
+ * A finding often comes with each request of a kind, and the thousandth tells nothing new: each kind has a cap
+ * of rows in a second, so that none crowds out another. The counts by process and kind have none. */
 #include "findings.h"
 
 #define ROWS_MAX 1024
 #define ARENA_MAX (256 * 1024)
 #define SECOND_NS 1000000000ULL
 
-static bool in_rate(struct core *core)
+static bool in_rate(struct core *core, uint16_t kind)
 {
     struct findings *f = &core->findings;
     if (core->now_ns - f->second_ns >= SECOND_NS) {
         f->second_ns = core->now_ns;
-        f->in_second = 0;
+        memset(f->in_second, 0, sizeof f->in_second);
     }
-    return f->in_second < core->config.findings_per_second_max;
+    return f->in_second[kind] < core->config.findings_per_second_max;
 }
 
 void finding_add(struct core *core, const struct finding_row *finding, const struct builder *attributes)
@@ -31,7 +31,7 @@ void finding_add(struct core *core, const struct finding_row *finding, const str
     if (b->arena == NULL)
         b->arena = core_allocate(core, NULL, 0, ARENA_MAX);
     if (b->rows == NULL || b->arena == NULL || b->count == ROWS_MAX ||
-        attributes->size > ARENA_MAX - b->size || !in_rate(core)) {
+        attributes->size > ARENA_MAX - b->size || !in_rate(core, finding->finding)) {
         core->stats.findings_left_out++;
         return;
     }
@@ -42,7 +42,7 @@ void finding_add(struct core *core, const struct finding_row *finding, const str
     if (attributes->size)
         memcpy(b->arena + b->size, attributes->data, attributes->size);
     b->size += attributes->size;
-    f->in_second++;
+    f->in_second[finding->finding]++;
 }
 
 void core_take_findings(struct core *core, struct finding_batch *out)

@@ -64,20 +64,21 @@ def test_what_was_taken_stays_while_others_come() -> None:
     assert taken == again
 
 
-def test_a_second_has_a_cap_and_what_is_over_it_is_counted() -> None:
+def test_a_second_has_a_cap_of_each_kind_and_what_is_over_it_is_counted() -> None:
     rows, count, later = run(
         f"at {5 * SECOND}",
         f"add 15 100 {SLOW} 1 1",
         f"at {5 * SECOND + SECOND - 1}",
-        f"add 8 100 {N_PLUS_ONE} 1 1",
+        f"add 8 100 {SLOW} 1 1",
+        f"add 2 100 {N_PLUS_ONE} 1 1",
         "take",
         "count 100",
         f"at {6 * SECOND}",
         f"add 3 100 {SLOW} 1 1",
         "take",
     )
-    assert [row["finding"] for row in rows] == ["slow_statement"] * 15 + ["n_plus_one"] * 5
-    assert count == {"findings": 23, "left_out": 3, "by_name": {"slow_statement": 15, "n_plus_one": 8}}
+    assert [row["finding"] for row in rows] == ["slow_statement"] * 20 + ["n_plus_one"] * 2
+    assert count == {"findings": 25, "left_out": 3, "by_name": {"slow_statement": 23, "n_plus_one": 2}}
     assert len(later) == 3
 
 
