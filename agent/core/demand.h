@@ -3,6 +3,8 @@
 #pragma once
 #include "connection.h"
 
+#define DEMAND_SKIP_MIN 8192 /* what is shorter has come before the kernel side could read the demand */
+
 /* Bytes before this position need not be copied; UINT64_MAX: none of this direction any more. */
 void demand_skip(struct core *core, const struct connection *c, unsigned direction, uint64_t skip_to);
 void demand_mode(struct core *core, const struct connection *c, unsigned direction, enum demand_mode mode);

@@ -26,6 +26,7 @@
  * loss while several wait is forgiven to a client that was seen to wait for such a batch before, with the next batch:
  * the rest of this one is not paired (`sits_out`). */
 #include "loss.h"
+#include "kept.h"
 #include "pairing.h"
 
 static bool grew(uint32_t now, uint32_t *known)
@@ -39,7 +40,7 @@ static bool grew(uint32_t now, uint32_t *known)
 /* Between two messages, as far as is known. */
 static bool between(const struct stream *s)
 {
-    return s->sync != SYNC_LOST && !s->in_message && s->skip == 0 && (s->kept == NULL || s->kept->length == 0);
+    return s->sync != SYNC_LOST && !s->in_message && s->skip == 0 && kept_length(s) == 0;
 }
 
 /* A request came that was not seen: the rest of the oldest one's answer may be of that one's. */

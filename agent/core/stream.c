@@ -3,151 +3,16 @@
  *
  * A chunk is three parts, in order: bytes that the core asked not to be copied, the captured head, a part
  * that the budget left out, the captured tail. Each part is fed on its own: feed_hole(), feed_bytes(). */
-#include "connection.h"
 #include "demand.h"
-#include "insights.h"
 #include "loss.h"
+#include "messages.h"
 #include "pairing.h"
-#include "../../bpf/classify.h"
-
-#define DEMAND_SKIP_MIN 8192 /* shorter bodies arrive before the kernel side could read the demand */
-/* So much of a message is captured whole, where the framing runs through its body. What is longer is
- * followed by the first bytes of each call (FRAMING_BYTES, bpf/chunk.bpf.h), or not at all: copying a
- * download of any length would slow it down. */
-#define WHOLE_MAX (1024 * 1024)
-
-/* What one event means for the stream it belongs to, while it is worked through. */
-struct feed {
-    struct core *core;
-    struct connection *c;
-    struct stream *s;
-    const struct chunk_event *event;
-    struct ledger_row *ledger;
-    unsigned direction;
-    bool overtakes; /* a request that begins here did not wait for the answers before it */
-    bool parsed; /* some byte of the chunk was in a message */
-    enum ledger_class as; /* else: what became of it */
-    uint64_t ktime_ns; /* of a message that ends now: the event's, or earlier, if its end was not seen */
-    uint64_t step_pos; /* first byte of the step being read */
-    uint32_t need, tried; /* what the parser said of an incomplete step: see struct kept */
-};
-
-static void account(struct feed *f, enum ledger_class as, uint64_t bytes)
-{
-    f->ledger->bytes[as] += bytes;
-    if (as == LEDGER_PARSED)
-        f->parsed = true;
-    else
-        f->as = as;
-}
-
-static void count_gap(struct feed *f, enum gap_cause cause)
-{
-    f->ledger->gaps[f->c->protocol_id][cause]++;
-}
-
-static bool is_request(const struct feed *f)
-{
-    return sender_of(f->c, f->direction) == SENDER_CLIENT;
-}
-
-static bool is_answer(const struct feed *f)
-{
-    return f->c->kind && sender_of(f->c, f->direction) == SENDER_SERVER;
-}
-
-/* --- what is kept between records ------------------------------------------------------------------- */
-
-static uint32_t kept_length(const struct stream *s)
-{
-    return s->kept ? s->kept->length : 0;
-}
-
-/* Room for `capacity` bytes; NULL when memory is short: nothing changed. */
-static struct kept *kept_resize(struct core *core, struct stream *s, uint32_t capacity)
-{
-    size_t before = s->kept ? sizeof(*s->kept) + s->kept->capacity : 0;
-    struct kept *kept = core_allocate(core, s->kept, before, sizeof(*kept) + capacity);
-    if (kept) {
-        kept->capacity = capacity;
-        s->kept = kept;
-    }
-    return kept;
-}
-
-static void kept_drop(struct core *core, struct stream *s)
-{
-    if (s->kept == NULL)
-        return;
-    core->stats.buffered_bytes -= s->kept->length;
-    core_allocate(core, s->kept, sizeof(*s->kept) + s->kept->capacity, 0);
-    s->kept = NULL;
-}
-
-static bool is_zero(const uint64_t state[STREAM_STATE_SIZE / 8])
-{
-    uint64_t any = 0;
-    for (int i = 0; i < STREAM_STATE_SIZE / 8; i++)
-        any |= state[i];
-    return any == 0;
-}
-
-/* The bytes were read; the parser's state stays, if it has one. */
-static void kept_drop_bytes(struct core *core, struct stream *s)
-{
-    if (is_zero(s->kept->state)) {
-        kept_drop(core, s);
-        return;
-    }
-    core->stats.buffered_bytes -= s->kept->length;
-    s->kept->length = s->kept->need = s->kept->tried = 0;
-    kept_resize(core, s, 0);
-}
-
-/* False when memory is short. */
-static bool keep_state(struct core *core, struct stream *s, const uint64_t state[STREAM_STATE_SIZE / 8])
-{
-    bool zero = is_zero(state);
-    if (s->kept == NULL && (zero || kept_resize(core, s, 0) == NULL))
-        return zero;
-    memcpy(s->kept->state, state, STREAM_STATE_SIZE);
-    if (zero && s->kept->length == 0)
-        kept_drop(core, s);
-    return true;
-}
-
-/* Keeps what the parser could not read yet. False: the caps do not allow it. */
-static bool keep(struct core *core, struct stream *s, uint32_t tgid, uint64_t ktime_ns, const uint8_t *bytes, size_t n)
-{
-    uint64_t wanted = (uint64_t)kept_length(s) + n;
-    if (n == 0)
-        return true;
-    if (wanted > core->config.stream_bytes_max ||
-        core->stats.buffered_bytes + n > core->config.buffer_bytes_max)
-        return false;
-    if (s->kept == NULL || wanted > s->kept->capacity) {
-        uint32_t capacity = s->kept && s->kept->capacity ? s->kept->capacity : 512;
-        while (capacity < wanted)
-            capacity *= 2;
-        if (kept_resize(core, s, capacity) == NULL)
-            return false;
-    }
-    if (s->kept->length == 0) {
-        s->kept->tgid = tgid;
-        s->kept->ktime_ns = ktime_ns;
-    }
-    memcpy(s->kept->bytes + s->kept->length, bytes, n);
-    s->kept->length += (uint32_t)n;
-    core->stats.buffered_bytes += n;
-    return true;
-}
+#include "recognition.h"
 
 void stream_free(struct core *core, struct stream *s)
 {
     kept_drop(core, s);
 }
-
-/* --- messages --------------------------------------------------------------------------------------- */
 
 void stream_lose(struct core *core, struct connection *c, unsigned direction, enum ledger_class as)
 {
@@ -164,338 +29,6 @@ void stream_lose(struct core *core, struct connection *c, unsigned direction, en
     s->skip = 0;
     s->current = NULL;
     s->in_message = s->ends = s->goes_on = s->whole = false;
-}
-
-/* The bytes that are kept were counted as parsed when they came: count them as `as` instead. Where several
- * processes wrote one message, those of the first; who ended since has no row to correct. Bytes that were inflated
- * were understood, and are not those that were counted. */
-static void kept_disown(struct feed *f, enum ledger_class as)
-{
-    if (compressed_of(f->c))
-        return;
-    struct process *owner = f->s->kept ? table_get(&f->core->processes, f->s->kept->tgid) : NULL;
-    if (owner == NULL)
-        owner = &f->core->others;
-    uint64_t *parsed = &owner->ledger.bytes[LEDGER_PARSED], n = kept_length(f->s);
-    n = n < *parsed ? n : *parsed;
-    *parsed -= n;
-    owner->ledger.bytes[as] += n;
-}
-
-/* The message is complete: `skip` has passed. */
-static void message_end(struct feed *f)
-{
-    struct stream *s = f->s;
-    struct pending *p = s->current;
-    if (s->whole) {
-        s->whole = false;
-        demand_mode(f->core, f->c, f->direction, DEMAND_DEFAULT);
-    }
-    s->in_message = s->ends = false;
-    s->current = NULL;
-    if (p && !is_request(f))
-        pairing_finish(f->core, p, OUTCOME_ANSWERED, f->ktime_ns);
-    else if (p && p->unanswered)
-        pairing_finish(f->core, p, OUTCOME_ANSWERED, f->ktime_ns);
-    else if (p)
-        p->request_ended = true;
-}
-
-/* n bytes of those that nobody needs have come, or are known to be missing. */
-static void pass_over(struct feed *f, uint64_t n)
-{
-    struct stream *s = f->s;
-    if (s->skip == SKIP_TO_END) {
-        if (s->current && !is_request(f))
-            s->current->response_body += n;
-        else if (s->current)
-            s->current->request_body += n;
-        return;
-    }
-    s->skip -= n;
-    if (s->skip == 0 && s->ends)
-        message_end(f);
-}
-
-/* The connection leaves its protocol (upgrade, tunnel, TLS): what follows is not ours. */
-static void become_opaque(struct feed *f, enum ledger_class as)
-{
-    f->c->opaque = true;
-    for (unsigned i = 0; i < 2; i++)
-        stream_lose(f->core, f->c, i, as);
-    demand_protocol(f->core, f->c, as == LEDGER_ENCRYPTED ? PROTOCOL_ENCRYPTED : PROTOCOL_UNKNOWN);
-}
-
-/* The connection is none of ours to read, though its protocol may be known. */
-static void decline(struct feed *f, enum ledger_class as)
-{
-    f->c->opaque = true;
-    for (unsigned i = 0; i < 2; i++)
-        stream_lose(f->core, f->c, i, as);
-    for (unsigned i = 0; i < 2; i++)
-        demand_mode(f->core, f->c, i, DEMAND_NOTHING);
-}
-
-/* What either side sends from now on is compressed. Neither had sent any of it before it could know that the other
- * agrees: what came already is not in order. */
-static void become_compressed(struct feed *f, enum compression algorithm, bool more)
-{
-    struct connection *c = f->c;
-    if (c->session == NULL || c->session->compressed)
-        return;
-    if (kept_length(&c->streams[!f->direction]))
-        stream_lose(f->core, c, !f->direction, LEDGER_UNKNOWN);
-    if (more)
-        stream_lose(f->core, c, f->direction, LEDGER_UNKNOWN);
-    c->session->compressed = compression_new(f->core, protocol_of(c), algorithm);
-    if (c->session->compressed == NULL)
-        decline(f, LEDGER_UNKNOWN);
-}
-
-/* A step of a request, the first of it or a further one. */
-static void take_request_step(struct feed *f, const struct step *step, const uint8_t *window,
-                              const struct builder *attributes)
-{
-    struct stream *s = f->s;
-    bool was_silent = !step->begins && s->current && s->current->silent;
-    if (step->begins) {
-        loss_before_request(f->core, f->c);
-        if (f->overtakes)
-            loss_overtaken(f->c);
-        if (s->current)
-            s->current->request_ended = true;
-    }
-    if (s->current == NULL || step->begins) {
-        /* What follows a request that was answered already is answered by itself. */
-        struct step own = *step;
-        own.silent |= !step->begins;
-        if (step->begins || step->hint)
-            s->current = pairing_request(f->core, f->c, f->event, s, &own, window, attributes);
-    } else {
-        pairing_request_more(f->core, s->current, step, attributes);
-    }
-    f->ledger->requests += !step->silent && (step->begins || was_silent);
-}
-
-static void take_response_step(struct feed *f, const struct step *step, const struct builder *attributes)
-{
-    struct stream *s = f->s;
-    f->c->guessed = false;
-    if (step->begins)
-        s->current = step->interim ? NULL : pairing_response(f->core, f->c, s, step, attributes);
-    else if (s->current)
-        pairing_response_more(f->core, s->current, step, attributes);
-    if (step->transaction)
-        insights_transaction(f->core, f->c, step->transaction, f->ktime_ns);
-}
-
-/* One step of the parser was read: what does it begin, what does it end? */
-static void take_step(struct feed *f, const struct step *step, const uint8_t *window, size_t consumed,
-                      uint64_t step_ktime, const struct builder *attributes)
-{
-    struct core *core = f->core;
-    struct connection *c = f->c;
-    struct stream *s = f->s;
-    enum sender sender = sender_of(c, f->direction);
-    c->invalid = 0;
-    if (step->begins) {
-        s->in_message = true;
-        s->message_ktime = step_ktime;
-        s->message_pos = (uint32_t)f->step_pos;
-    }
-    if (sender == SENDER_CLIENT && (step->begins || s->in_message))
-        take_request_step(f, step, window, attributes);
-    else if (sender == SENDER_SERVER)
-        take_response_step(f, step, attributes);
-    if (s->current) {
-        uint64_t *body = sender == SENDER_CLIENT ? &s->current->request_body : &s->current->response_body;
-        if (step->skip != SKIP_TO_END)
-            *body += step->body;
-    }
-    s->skip = step->skip;
-    s->ends = step->ends;
-    s->goes_on = step->goes_on;
-    bool whole = step->whole && !step->ends && (uint32_t)f->step_pos - s->message_pos < WHOLE_MAX;
-    if (whole != s->whole) {
-        s->whole = whole;
-        demand_mode(core, c, f->direction, whole ? DEMAND_WHOLE : DEMAND_DEFAULT);
-    }
-    if (step->skip >= DEMAND_SKIP_MIN && compressed_of(c) == NULL) {
-        uint64_t at = f->step_pos + consumed; /* position of the first byte to pass over */
-        demand_skip(core, c, f->direction, step->skip == SKIP_TO_END ? UINT64_MAX : at + step->skip);
-    }
-    if (step->ends && step->skip == 0)
-        message_end(f);
-    if (step->opaque || step->encrypted)
-        become_opaque(f, step->encrypted ? LEDGER_ENCRYPTED : LEDGER_UNKNOWN);
-}
-
-/* Not a message: look for the next start. What was held back is not ours. */
-static void refuse(struct feed *f)
-{
-    f->core->stats.messages_invalid++;
-    count_gap(f, GAP_INVALID);
-    f->c->invalid++;
-    kept_disown(f, LEDGER_UNKNOWN);
-    loss_of_requests(f->core, f->c, false);
-    pairing_drop_all(f->core, f->c);
-    stream_lose(f->core, f->c, f->direction, LEDGER_UNKNOWN);
-}
-
-/* The guess was wrong: nobody has spoken that protocol. */
-static void withdraw(struct feed *f)
-{
-    kept_disown(f, LEDGER_UNKNOWN);
-    pairing_drop_all(f->core, f->c);
-    become_opaque(f, LEDGER_UNKNOWN);
-}
-
-/* Reads as many steps as the window holds. Returns the bytes used, skips included; fewer than `length`
- * when the rest is an incomplete step. `base` is the position of window[0]. */
-static size_t read_steps(struct feed *f, const uint8_t *window, size_t length, uint64_t base,
-                         uint64_t first_ktime)
-{
-    struct core *core = f->core;
-    struct stream *s = f->s;
-    struct connection *c = f->c;
-    const struct protocol *protocol = protocol_of(c);
-    size_t used = 0;
-    while (used < length && s->sync == SYNC_OK && !c->opaque) {
-        if (s->skip) {
-            uint64_t n = length - used < s->skip ? length - used : s->skip;
-            used += n;
-            pass_over(f, n);
-            continue;
-        }
-        uint64_t step_ktime = used == 0 ? first_ktime : f->event->header.ktime_ns;
-        f->step_pos = base + used;
-        uint64_t state[STREAM_STATE_SIZE / 8] = {0};
-        if (s->kept)
-            memcpy(state, s->kept->state, sizeof(state));
-        struct step step = {0};
-        struct builder attributes = {.data = core->scratch, .capacity = ATTRIBUTES_MAX};
-        struct cursor in = cursor_over(window + used, length - used);
-        in.seen = used == 0 ? f->tried : 0;
-        struct parse_context context = {
-            .sender = sender_of(c, f->direction),
-            .kind = c->kind,
-            .hint = c->first ? c->first->hint : 0,
-            .local_address = c->open.local_address,
-            .remote_address = c->open.remote_address,
-            .local_port = c->open.local_port,
-            .remote_port = c->open.remote_port,
-            .transport = c->transport,
-            .path = c->path,
-            .path_size = c->path_size,
-            .options = &core->config.protocol,
-            .requests_lost = c->requests_lost,
-            .within = s->in_message,
-            .from_start = !c->late,
-            .session = c->session ? c->session->shared : NULL,
-            .statements = core->statements,
-        };
-        enum parse_status status = protocol->parse(&in, &context, state, &step, &attributes);
-        size_t consumed = (size_t)(in.at - in.start);
-        core->stats.attributes_left_out += attributes.left_out;
-        if (status == PARSE_NEED_MORE) {
-            f->need = (uint32_t)(in.need < UINT32_MAX ? in.need : 0);
-            f->tried = (uint32_t)(length - used);
-            return used;
-        }
-        f->tried = 0;
-        if (status == PARSE_INVALID && c->guessed) {
-            withdraw(f);
-            return used;
-        }
-        if (status != PARSE_OK || consumed == 0 || !keep_state(core, s, state)) {
-            refuse(f);
-            return used;
-        }
-        take_step(f, &step, window + used, consumed, step_ktime, &attributes);
-        used += consumed;
-        if (step.compression)
-            become_compressed(f, (enum compression)step.compression, used < length);
-    }
-    return used;
-}
-
-/* What these bytes, with those that are kept, begin. A stream of which nothing was understood yet has its
- * place only at its own beginning. */
-static enum verdict begins_as(const struct feed *f, const uint8_t *bytes, size_t n, uint8_t *id)
-{
-    const struct connection *c = f->c;
-    uint8_t start[CLASSIFY_BYTES] = {0};
-    uint32_t known = n < sizeof(start) ? (uint32_t)n : sizeof(start);
-    memcpy(start, bytes, known);
-    uint32_t size = kept_length(f->s) + f->event->size;
-    bool first = f->s->sync != SYNC_LOST && c->streams[!f->direction].seen == 0;
-    bool opens = first && c->kind && is_request(f);
-    struct classified found = {.protocol = PROTOCOL_UNDECIDED};
-    enum verdict verdict = classify(start, known, size, opens, &found);
-    *id = found.protocol;
-    return verdict;
-}
-
-/* Decides the protocol, and which direction carries requests, from the first bytes of a message. */
-static bool decide(struct feed *f, const uint8_t *bytes, size_t n)
-{
-    struct connection *c = f->c;
-    uint8_t id;
-    enum verdict verdict = begins_as(f, bytes, n, &id);
-    if (verdict < VERDICT_YES || id >= PROTOCOL_COUNT || protocols[id] == NULL)
-        return false;
-    if (c->kind == 0) {
-        bool asks = protocols[id]->resync(bytes, n, 0, SENDER_CLIENT) == 0;
-        bool answers = protocols[id]->resync(bytes, n, 0, SENDER_SERVER) == 0;
-        if (asks == answers)
-            return false;
-        c->kind = asks == (f->direction == DIRECTION_IN) ? KIND_SERVER : KIND_CLIENT;
-    }
-    if (protocol_of(c) == NULL) {
-        c->protocol_id = id;
-        c->guessed = verdict == VERDICT_GUESS;
-        if (f->event->header.protocol == PROTOCOL_UNDECIDED)
-            demand_protocol(f->core, c, id);
-        size_t size = protocols[id]->session_size;
-        c->session = size ? core_allocate(f->core, NULL, 0, sizeof(*c->session) + size) : NULL;
-        if (size && c->session == NULL)
-            decline(f, LEDGER_UNKNOWN);
-        if (protocol_is_database(id) && c->kind == KIND_SERVER && !f->core->config.protocol.database_servers)
-            decline(f, c->guessed ? LEDGER_UNKNOWN : LEDGER_DECLINED);
-    }
-    return c->protocol_id == id && !c->opaque;
-}
-
-/* Do these bytes begin a frame that holds a message's beginning? */
-static bool frame_starts(struct feed *f, const uint8_t *bytes, size_t n)
-{
-    const struct protocol *protocol = protocol_of(f->c);
-    enum sender sender = sender_of(f->c, f->direction);
-    struct compressed probe = {.protocol = protocol, .algorithm = compressed_of(f->c)->algorithm};
-    struct frame frame;
-    if (n < protocol->frame_header || !protocol->frame(bytes, &frame) || (sender == SENDER_CLIENT && !frame.begins))
-        return false;
-    struct inflated got = compression_read(f->core, &probe, f->direction, bytes, n, 0, 0);
-    if (got.status == PARSE_OK && got.used < n)
-        got = compression_read(f->core, &probe, f->direction, bytes + got.used, n - got.used, 0, 0);
-    bool starts = got.status == PARSE_OK && got.size && protocol->resync(got.bytes, got.size, 0, sender) == 0;
-    compression_reset(f->core, &probe, f->direction);
-    return starts;
-}
-
-/* In a stream that lost its place: do these bytes, the first of a call, begin a message? */
-static bool starts_again(struct feed *f, const uint8_t *bytes, size_t n)
-{
-    struct connection *c = f->c;
-    const struct protocol *protocol = protocol_of(c);
-    if (compressed_of(c))
-        return frame_starts(f, bytes, n);
-    bool known = protocol && protocol_is_database(c->protocol_id) && c->kind; /* what classify() knows are beginnings of connections */
-    bool looks = known || decide(f, bytes, n);
-    if (looks && protocol_of(c)->resync(bytes, n, 0, sender_of(c, f->direction)) == 0)
-        return true;
-    c->invalid += looks && !known && c->invalid < UINT8_MAX;
-    return false;
 }
 
 /* The stream has its place again, `bytes` are the first that are understood. Within an answer that it lost it
@@ -515,98 +48,11 @@ static void found_again(struct feed *f)
     f->core->stats.resyncs += s->lost_as != LEDGER_LATE;
 }
 
-/* Bytes while nothing is known: may they be the start of a message? */
-static enum verdict could_start(const struct feed *f, const uint8_t *bytes, size_t n)
-{
-    uint8_t id;
-    return begins_as(f, bytes, n, &id);
-}
-
 /* Bytes of an answering stream that were not understood may hold the answer to anything that waits. */
 static void hidden(struct feed *f)
 {
     if (is_answer(f) && f->c->first)
         loss_of_answers(f->core, f->c);
-}
-
-/* What is kept of an incomplete step is `n` bytes more: is it complete now? */
-static void read_kept(struct feed *f, const uint8_t *bytes, size_t n, uint64_t base)
-{
-    struct core *core = f->core;
-    struct stream *s = f->s;
-    uint64_t first_ktime = s->kept->ktime_ns;
-    base -= s->kept->length;
-    if (!keep(core, s, f->event->tgid, f->event->header.ktime_ns, bytes, n)) {
-        core->stats.buffers_refused++;
-        refuse(f);
-        return;
-    }
-    if (s->kept->length < s->kept->need)
-        return;
-    f->need = 0;
-    f->tried = s->kept->tried;
-    size_t used = read_steps(f, s->kept->bytes, s->kept->length, base, first_ktime);
-    if (s->sync != SYNC_OK || s->kept == NULL) /* refused, or left the protocol: nothing is kept */
-        return;
-    if (used == s->kept->length) {
-        kept_drop_bytes(core, s);
-        return;
-    }
-    s->kept->need = f->need;
-    s->kept->tried = f->tried;
-    if (used) {
-        memmove(s->kept->bytes, s->kept->bytes + used, s->kept->length - used);
-        s->kept->length -= (uint32_t)used;
-        core->stats.buffered_bytes -= used;
-        s->kept->ktime_ns = f->event->header.ktime_ns;
-    }
-}
-
-/* Which protocol? Asked of the first bytes, those that were kept with them. False: not known yet, or none. */
-static bool decide_so_far(struct feed *f, const uint8_t *bytes, size_t n)
-{
-    struct stream *s = f->s;
-    uint8_t first[CLASSIFY_BYTES];
-    size_t known = kept_length(s) < sizeof(first) ? kept_length(s) : sizeof(first);
-    size_t more = sizeof(first) - known < n ? sizeof(first) - known : n;
-    if (known)
-        memcpy(first, s->kept->bytes, known);
-    memcpy(first + known, bytes, more);
-    if (decide(f, first, known + more))
-        return true;
-    if (could_start(f, first, known + more) == VERDICT_MAYBE &&
-        keep(f->core, s, f->event->tgid, f->event->header.ktime_ns, bytes, n)) {
-        account(f, LEDGER_PARSED, n);
-        return false;
-    }
-    enum ledger_class as = f->c->opaque ? s->lost_as : LEDGER_UNKNOWN;
-    kept_disown(f, as);
-    account(f, as, n);
-    stream_lose(f->core, f->c, f->direction, as);
-    return false;
-}
-
-/* These bytes to the parser, behind those that are kept. How many of them were read, or are kept. */
-static size_t read_bytes(struct feed *f, const uint8_t *bytes, size_t n, uint64_t base, uint64_t ktime_ns)
-{
-    struct core *core = f->core;
-    struct stream *s = f->s;
-    if (kept_length(s)) {
-        read_kept(f, bytes, n, base);
-        return n;
-    }
-    f->tried = 0;
-    size_t used = read_steps(f, bytes, n, base, ktime_ns);
-    if (s->sync != SYNC_OK || used == n)
-        return used;
-    if (keep(core, s, f->event->tgid, ktime_ns, bytes + used, n - used)) {
-        s->kept->need = f->need;
-        s->kept->tried = f->tried;
-        return n;
-    }
-    core->stats.buffers_refused++;
-    refuse(f);
-    return used;
 }
 
 /* n bytes that the parser cannot have. */
@@ -649,7 +95,7 @@ static void lose_place(struct feed *f, enum hole hole, enum gap_cause cause, enu
     stream_lose(f->core, f->c, f->direction, as);
 }
 
-/* The same of compressed frames: what they hold to the parser. */
+/* Frames: what they hold to the parser. How many of these bytes were read. */
 static size_t read_frames(struct feed *f, const uint8_t *bytes, size_t n, uint64_t base)
 {
     struct connection *c = f->c;
@@ -663,13 +109,13 @@ static size_t read_frames(struct feed *f, const uint8_t *bytes, size_t n, uint64
         if (got.status != PARSE_OK && got.excessive)
             lose_place(f, HOLE_INSIDE, GAP_TRUNCATED, LEDGER_TRUNCATED);
         else if (got.status != PARSE_OK)
-            refuse(f);
+            messages_refuse(f);
         used += got.used;
         more = got.more;
         if (got.passed)
-            pass_over(f, got.passed);
+            messages_pass_over(f, got.passed);
         if (got.size)
-            read_bytes(f, got.bytes, got.size, got.pos, got.ktime_ns);
+            messages_read(f, got.bytes, got.size, got.pos, got.ktime_ns);
         if (s->sync != SYNC_OK || s->skip == 0 || kept_length(s))
             continue;
         uint32_t left = compression_pass(compressed, f->direction, s->skip);
@@ -695,7 +141,7 @@ static void feed_bytes(struct feed *f, const uint8_t *bytes, size_t n, bool at_s
     bool undecided = protocol_of(c) == NULL || c->kind == 0;
     if (s->sync == SYNC_LOST) {
         size_t unread = n;
-        if (at_start && starts_again(f, bytes, n))
+        if (at_start && recognize_again(f, bytes, n))
             unread = 0;
         else if (at_end && is_answer(f) && protocol_of(c) && protocol_of(c)->resync_end && compressed_of(c) == NULL)
             unread = protocol_of(c)->resync_end(bytes, n);
@@ -712,11 +158,11 @@ static void feed_bytes(struct feed *f, const uint8_t *bytes, size_t n, bool at_s
     } else if (s->sync == SYNC_NEW) {
         s->sync = SYNC_OK;
     }
-    if (undecided && !decide_so_far(f, bytes, n))
+    if (undecided && !recognize(f, bytes, n))
         return;
     account(f, LEDGER_PARSED, n);
     size_t used = compressed_of(c) ? read_frames(f, bytes, n, base)
-                                : read_bytes(f, bytes, n, base, f->event->header.ktime_ns);
+                                : messages_read(f, bytes, n, base, f->event->header.ktime_ns);
     if (s->sync != SYNC_OK) {
         f->ledger->bytes[LEDGER_PARSED] -= n - used;
         f->ledger->bytes[s->lost_as] += n - used;
@@ -734,7 +180,7 @@ static uint64_t pass_hole(struct feed *f, uint64_t n)
     if (compressed_of(f->c))
         passed = compression_hole(f->core, compressed_of(f->c), f->direction, n);
     if (passed.passed)
-        pass_over(f, passed.passed);
+        messages_pass_over(f, passed.passed);
     return passed.used;
 }
 
@@ -762,7 +208,7 @@ static void feed_hole(struct feed *f, uint64_t n, enum hole hole, enum gap_cause
     enum ledger_class as = inside ? LEDGER_TRUNCATED : LEDGER_LOST;
     if (inside)
         account(f, as, n);
-    kept_disown(f, as);
+    messages_disown(f, as);
     lose_place(f, hole, cause, as);
 }
 
@@ -786,7 +232,7 @@ static void overlap(struct feed *f)
     if (c->opaque)
         return;
     count_gap(f, GAP_OVERLAP);
-    kept_disown(f, LEDGER_LOST);
+    messages_disown(f, LEDGER_LOST);
     c->pipelined |= c->kind && is_request(f); /* and two requests at once are not those of a client that waits */
     loss_of_requests(f->core, c, false);
     pairing_drop_all(f->core, c);

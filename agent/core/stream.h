@@ -11,6 +11,7 @@ struct core;
 struct connection;
 struct pending;
 struct chunk_event;
+struct kept;
 
 enum sync {
     SYNC_NEW,  /* no byte yet */
@@ -20,18 +21,6 @@ enum sync {
 
 /* Why bytes are missing before the next record of a stream, as any record of the connection has told. */
 enum told { TOLD_NOTHING = 0, TOLD_UNSENT = 1, TOLD_SHED = 2 };
-
-/* What a stream keeps from one record to the next: the parser's state, unless it is zero, and the bytes of
- * an incomplete step. An idle stream keeps nothing. */
-struct kept {
-    uint64_t state[STREAM_STATE_SIZE / 8];
-    uint64_t ktime_ns;         /* of the first of the bytes */
-    uint32_t length, capacity; /* of bytes */
-    uint32_t need;  /* the parser said: not before the window is this long */
-    uint32_t tried; /* length of the window it said that of */
-    uint32_t tgid;  /* in whose ledger the bytes count as parsed */
-    uint8_t bytes[];
-};
 
 struct stream {
     uint64_t seen;   /* position behind the last byte that came or is known to be missing; 0: none did */
