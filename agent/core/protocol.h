@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The contract of a protocol: what a parser is given, what it answers.
  *
- * The engine (stream.c) hands a parser the bytes of one direction from a message boundary on. The parser
+ * The engine (messages.c) hands a parser the bytes of one direction from a message boundary on. The parser
  * reads one step and says what follows: bytes to pass over that nobody needs, whether the message
  * began or ended with this step. It keeps nothing but `state`, and what both directions share in `session`;
  * it never sees a position, a hole or a socket. A protocol file includes this header and those that
