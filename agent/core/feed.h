@@ -13,6 +13,7 @@ struct feed {
     struct ledger_row *ledger;
     unsigned direction;
     bool overtakes; /* a request that begins here did not wait for the answers before it */
+    bool rest_is_its; /* what is left of the chunk is of the request that was cut off in it */
     bool parsed; /* some byte of the chunk was in a message */
     enum ledger_class as; /* else: what became of it */
     uint64_t ktime_ns; /* of a message that ends now: the event's, or earlier, if its end was not seen */

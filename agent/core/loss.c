@@ -48,7 +48,7 @@ static void accompany(struct connection *c)
 {
     pairing_batch_unknown(c);
     if (c->first) {
-        c->first->accompanied = true;
+        c->first->accompanied = c->last->accompanied = true;
         c->first->alone = false;
     }
 }
@@ -98,8 +98,10 @@ bool loss_told(struct core *core, struct connection *c, const uint32_t unsent[2]
             c->sits_out = SITS_OUT;
     }
     bool waits = c->first && !(c->first->responded && doubted);
-    /* What is missing may all be of the body that is being read: the next record of that stream tells. */
-    if ((more[answering] || left_out) && !(answers->current && stream_in_body(answers)))
+    /* What is missing may all be of the body that is being read: the next record of that stream tells. If it was
+     * more, the answers to the rest of a batch are in it. */
+    bool may_be_body = answers->current && stream_in_body(answers) && !(c->batched && c->first != c->last);
+    if ((more[answering] || left_out) && !may_be_body)
         loss_of_answers(core, c);
     /* A whole request was lost, and its answer was not: nor was that sent, for this record would not be the
      * first to tell. So there is a request now while another one waits. */
@@ -143,12 +145,16 @@ void loss_of_place(struct connection *c)
 
 void loss_finish_unseen(struct core *core, struct connection *c)
 {
-    const struct stream *answers = &c->streams[answers_direction(c)];
+    struct stream *answers = &c->streams[answers_direction(c)];
     struct pending *p = c->first;
     if (p == NULL || !p->responded || (answers->sync != SYNC_LOST && !answers->told && !p->size_unknown))
         return;
     if (protocol_of(c)->resync_end && !p->failed) {
         pairing_drop(core, p);
+        if (answers->sync == SYNC_OK && answers->skip == 0 && kept_length(answers) == 0) { /* what comes is the next */
+            kept_drop(core, answers);
+            answers->in_message = answers->ends = false;
+        }
         return;
     }
     p->size_unknown |= !stream_in_body(answers) || answers->skip == SKIP_TO_END;

@@ -13,7 +13,8 @@ bool loss_told(struct core *core, struct connection *c, const uint32_t unsent[2]
 void loss_of_answers(struct core *core, struct connection *c);
 /* The same of requests: more may have been asked than is known. `told`: loss_told() has drawn its conclusions. */
 void loss_of_requests(struct core *core, struct connection *c, bool told);
-/* A request that was seen gets no place in the queue: nor does what is asked behind it, before its answer. */
+/* A request that was seen, or bytes that may be of one, get no place in the queue: nor does what is asked behind
+ * them, before their answer. */
 void loss_of_place(struct connection *c);
 /* A request begins that may stand behind one that was lost, and is due too. */
 void loss_overtaken(struct connection *c);

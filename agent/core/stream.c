@@ -48,11 +48,13 @@ static void found_again(struct feed *f)
     f->core->stats.resyncs += s->lost_as != LEDGER_LATE;
 }
 
-/* Bytes of an answering stream that were not understood may hold the answer to anything that waits. */
+/* Bytes that were not understood may hold the answer to anything that waits, or ask for another one. */
 static void hidden(struct feed *f)
 {
     if (is_answer(f) && f->c->first)
         loss_of_answers(f->core, f->c);
+    else if (f->c->kind && is_request(f) && protocol_of(f->c) && !f->rest_is_its)
+        loss_of_place(f->c);
 }
 
 /* n bytes that the parser cannot have. */
@@ -79,7 +81,8 @@ static void conclude(struct feed *f, enum hole hole)
      * that waits for its answer. */
     bool all_of_one = hole == HOLE_INSIDE && f->s->goes_on && p && p == c->first && p == c->last;
     bool waits = !c->pipelined && !c->batched && !c->waits;
-    if (is_request(f) && all_of_one && waits)
+    f->rest_is_its = is_request(f) && all_of_one && waits;
+    if (f->rest_is_its)
         return;
     if (is_request(f))
         loss_of_requests(f->core, c, hole == HOLE_TOLD);

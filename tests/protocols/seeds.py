@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from random import Random
 
 FOLDER = Path(__file__).resolve().parent / "recorded"
 FOLDERS = {"postgresql": "postgres"}  # of protocols that have another name than the servers recorded
@@ -42,6 +43,18 @@ def load(name: str) -> list[Chunk]:
         chunks.append((sender, data[at : at + length]))
         at += length
     return chunks
+
+
+def cut(chunks: list[Chunk], rng: Random, most: int) -> list[Chunk]:
+    """In pieces of 1 to `most` bytes, but for the first chunk: a protocol is known by how it begins."""
+    pieces = chunks[:1]
+    for sender, data in chunks[1:]:
+        at = 0
+        while at < len(data):
+            size = rng.randint(1, most)
+            pieces.append((sender, data[at : at + size]))
+            at += size
+    return pieces
 
 
 def packed(chunks: Iterable[Chunk]) -> bytes:

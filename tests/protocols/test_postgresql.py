@@ -448,6 +448,12 @@ def test_valid_messages_are_a_start(case: Case) -> None:
         (SERVER, ready()),
         (SERVER, b"N\0Z\0\0\0\5T"),
         (SERVER, message("d", bytes(2 << 20))[:100]),
+        (SERVER, b"v\0\0Z\0\0\0\5I"),
+        (SERVER, b"K\0\0Z\0\0\0\5I"),
+        (SERVER, b"R\0\0Z\0\0\0\5I"),
+        (SERVER, b"H\0\0Z\0\0\0\5I"),
+        (SERVER, b"t\0\0Z\0\0\0\5I"),
+        (SERVER, b"T\0\0\0\x18\0\x02" + bytes(18)),
     ],
 )
 def test_other_bytes_are_no_start(sender: int, data: bytes) -> None:

@@ -119,6 +119,11 @@ static bool is_upper(uint8_t c)
     return c >= 'A' && c <= 'Z';
 }
 
+static uint32_t be16(const uint8_t *bytes)
+{
+    return (uint32_t)bytes[0] << 8 | bytes[1];
+}
+
 static uint32_t be32(const uint8_t *bytes)
 {
     return (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16 | (uint32_t)bytes[2] << 8 | bytes[3];
@@ -811,9 +816,20 @@ static bool well_formed(const struct message *m, struct text body, enum sender s
                 return false;
         return is_upper(first) && (!whole || last == '\0');
     }
+    if (m->type == 'R') /* AuthenticationSASLFinal has the highest number */
+        return body.length >= 4 && be32(body.bytes) <= 12;
+    if (m->type == 'G' || m->type == 'H' || m->type == 'W')
+        return first <= 1 && (body.length < 3 || m->body == 3 + 2 * be16(body.bytes + 1));
+    if (body.length < 2)
+        return true;
+    uint32_t count = be16(body.bytes);
+    if (m->type == 't')
+        return m->body == 2 + 4 * count;
+    if (m->type == 'T') /* of each column a name and 18 bytes */
+        return m->body >= 2 + 19 * count;
     size_t at = 2;
-    if (m->type == 'D' && body.length >= at) {
-        for (int columns = first << 8 | body.bytes[1]; columns && at + 4 <= body.length; columns--) {
+    if (m->type == 'D') {
+        for (; count && at + 4 <= body.length; count--) {
             uint32_t size = be32(body.bytes + at);
             at += 4 + (size == UINT32_MAX ? 0 : (size_t)size);
             if (at > m->body)
@@ -844,11 +860,12 @@ static bool is_chain(const uint8_t *data, size_t length, size_t from, enum sende
 }
 
 /* A client may begin with a packet that has no type. A ReadyForQuery tells of an answer neither what it was
- * nor whose: the server is understood again from the next message on that does. */
+ * nor whose: the server is understood again from the next message on that does. Nor does it begin with
+ * what comes in the midst of a login. */
 static size_t postgresql_resync(const uint8_t *data, size_t length, size_t from, enum sender sender)
 {
     size_t left = length - from;
-    if (left < HEADER || (sender == SENDER_SERVER && data[from] == 'Z'))
+    if (left < HEADER || (sender == SENDER_SERVER && strchr("KZv", data[from])))
         return length;
     if (sender == SENDER_CLIENT && data[from] == 0) {
         uint32_t code = left >= 8 ? be32(data + from + 4) : 0;
