@@ -8,8 +8,19 @@
  * in step through a body of any length. */
 enum { CAPTURE_MAX = SEGMENTS_MAX * HEAD_MAX, FRAMING_BYTES = 256 };
 
-/* What a database and its client say before it is the other's turn may be many messages. */
-enum { TURN_ALLOWANCE = 4 * ALLOWANCE };
+/* What a database and its client say before it is the other's turn may be many messages: a turn has an allowance. That
+ * of requests grows while they are small (pipelined()), that of answers with what was copied of the requests. A call may
+ * not take more than its part of the ring. */
+enum {
+    TURN_ALLOWANCE = 4 * ALLOWANCE,
+    ANSWERS_TO_REQUESTS = 32,
+    ASKED_MAX = 4 * 1024 * 1024,
+    TURN_CALL_MAX = EVENTS_BYTES / 4 > CAPTURE_MAX ? EVENTS_BYTES / 4 : CAPTURE_MAX,
+};
+
+/* The verifier knows nothing of what lies in memory: ways that lead here, and differ in what they have put there, are one
+ * from here on. It would follow each of them to the end, and a million instructions are its limit. */
+#define FORGET() asm volatile("" ::: "memory")
 
 /* Chunk and bytes into exactly one account. A macro: it names the counter. */
 #define COUNT(counts, account, bytes_now)                                                              \
@@ -110,6 +121,77 @@ INLINE enum verdict classify_so_far(struct connection *connection, uint32_t dire
     return verdict;
 }
 
+/* Does the call end in the midst of small messages? Of several vectors the last is looked at. */
+INLINE bool ends_in_pipeline(struct work *work, const struct call *call, uint8_t protocol)
+{
+    uint64_t vector[2] = {call->buffer, call->size}; /* base, length */
+    if (call->vectored) {
+        uint64_t last = call->buffer + (call->count - 1) * sizeof(vector);
+        if (call->kernel_vectors)
+            bpf_probe_read_kernel(vector, sizeof(vector), (void *)last);
+        else
+            bpf_probe_read_user(vector, sizeof(vector), (void *)last);
+    }
+    return vector[1] >= PIPELINE_BYTES &&
+           bpf_probe_read_user(work->end, PIPELINE_BYTES, (void *)(vector[0] + vector[1] - PIPELINE_BYTES)) == 0 &&
+           pipeline_goes_on(protocol, work->end);
+}
+
+/* The call in `work` is of a turn of requests that has become long, or is long itself. What is said in many messages is
+ * copied as far as it goes; a large value, a COPY or a file is not: no message begins with its calls, and none at their
+ * ends. Where the copying has stopped, the core goes on with a call that begins a message, and with no other. */
+INLINE void pipelined(struct work *work)
+{
+    const struct call *call = &work->call;
+    uint64_t sk = call->sk;
+    struct connection *connection = connections.lookup(&sk);
+    if (!connection)
+        connection = unix_connections.lookup(&sk);
+    if (!connection)
+        return;
+    struct stream *stream = &connection->streams[call->direction & 1];
+    uint8_t protocol = connection->protocol;
+    uint32_t allowance = stream->allowance + work->head;
+    work->is_start = classify_again(protocol, work->payload, work->first_bytes, call->size, true) == VERDICT_YES;
+    FORGET();
+    bool begins = work->is_start;
+    bool small = (begins || allowance) && ends_in_pipeline(work, call, protocol);
+    if (small)
+        allowance = call->size + TURN_ALLOWANCE;
+    else if (begins)
+        allowance = most(allowance, ALLOWANCE);
+    uint32_t wanted = call->size - work->chunk.offset;
+    uint32_t head = under_pressure(least(least(wanted, allowance), TURN_CALL_MAX), work->fill, begins || small);
+    if (head < work->head)
+        return;
+    stream->allowance = head < wanted ? 0 : allowance - head;
+    connection->asked = least(connection->asked + head - work->head, ASKED_MAX);
+    work->left += head - work->head;
+    work->head = head;
+    work->tail = least(work->tail, wanted - head);
+}
+
+/* Are requests sent in this direction? Of a connection whose role is not known none are, and no turn is long. */
+INLINE bool asks(const struct connection *connection, uint32_t direction)
+{
+    return connection->role == (direction == DIRECTION_OUT ? ROLE_CLIENT : ROLE_SERVER);
+}
+
+/* Of a long answer the outcome stands at the end, and an error is longer than the tails. For each 256 bytes that were
+ * not copied a byte may be copied later: at the end of a call that is shorter than those before, as the last is. Half of
+ * what is saved up: it may not have been the last. */
+enum { TAIL_MAX = 256, RESERVE_MAX = 1024 };
+
+INLINE uint32_t tail_of(struct stream *stream, uint32_t size, uint32_t head, uint32_t left)
+{
+    bool is_last = TAIL_BYTES && !head && size < stream->usual_size / 16 * 15;
+    uint32_t more = is_last ? least(stream->reserve / 2, TAIL_MAX - TAIL_BYTES) : 0;
+    uint32_t tail = least(TAIL_BYTES + more, left);
+    stream->reserve = least(stream->reserve - more + (left - tail) / 256, RESERVE_MAX);
+    stream->usual_size = most(size, stream->usual_size - stream->usual_size / 8);
+    return tail;
+}
+
 /* The ring refused the chunk behind its first `sent` bytes. A chunk whose first record came is a chunk that
  * came, maybe not whole: the core counts it so too. The first record carries what was quiet before it. */
 INLINE void chunk_unsent(struct work *work, struct kernel_counters *counts, uint32_t sent)
@@ -135,6 +217,108 @@ INLINE void chunk_unsent(struct work *work, struct kernel_counters *counts, uint
         return;
     stream->quiet_chunks += work->chunk.quiet_chunks;
     stream->quiet_bytes += work->chunk.quiet_bytes;
+}
+
+/* How much of the call in `work` is copied? True: a record is to be sent. */
+INLINE bool plan(struct connection *connection, struct work *work, struct control *shared, struct kernel_counters *counts)
+{
+    const struct call *call = &work->call;
+    struct chunk_event *event = &work->chunk;
+    uint32_t direction = call->direction & 1;
+    struct stream *stream = &connection->streams[direction];
+    uint32_t wanted = call->size - event->offset;
+    bool database = protocol_is_database(connection->protocol), requests = database && asks(connection, direction);
+    bool is_cut = stream->allowance < wanted || work->fill > EVENTS_BYTES / 2;
+    bool is_long = is_cut || stream->allowance < TURN_ALLOWANCE - ALLOWANCE;
+    work->may_be_pipelined = requests && work->readable && is_long && !call->messages;
+
+    uint32_t head = least(wanted, database ? TURN_CALL_MAX : CAPTURE_MAX);
+    if (work->mode != DEMAND_WHOLE)
+        head = least(head, most(stream->allowance, work->framing));
+    head = under_pressure(head, work->fill, work->is_start);
+    uint32_t left = wanted - head;
+    uint32_t tail = database && !requests ? tail_of(stream, call->size, head, left) : least(TAIL_BYTES, left);
+    if (!work->readable) {
+        head = tail = 0;
+        if (wanted)
+            work->flags |= CHUNK_UNREADABLE;
+    }
+    stream->allowance -= least(head, stream->allowance);
+    if (requests)
+        connection->asked = least(connection->asked + head, ASKED_MAX);
+
+    uint64_t ktime_ns = time_of(call, direction);
+    fill_header(&event->header, EVENT_CHUNK, connection, direction, call->tid, ktime_ns);
+    event->header.flags = work->flags;
+    event->tgid = call->tgid;
+    event->quiet_chunks = stream->quiet_chunks;
+    event->unsent_chunks[DIRECTION_IN] = connection->streams[DIRECTION_IN].unsent_chunks;
+    event->unsent_chunks[DIRECTION_OUT] = connection->streams[DIRECTION_OUT].unsent_chunks;
+    event->shed_chunks = connection->shed_chunks;
+    event->quiet_bytes = stream->quiet_bytes;
+    work->first_bytes = least(work->taken, CLASSIFY_BYTES);
+    work->taken = least(work->taken, head);
+    work->head = head;
+    work->tail = tail;
+    begin_sending(work);
+    stream->quiet_chunks = 0;
+    stream->quiet_bytes = 0;
+    if (announce(connection, call, ktime_ns, shared->epoch, work, counts))
+        return true;
+    chunk_unsent(work, counts, 0);
+    return false;
+}
+
+/* Does a message begin here? In a database's protocol: is it the other side's turn? False: the call is accounted for,
+ * and no record of it wanted. */
+INLINE bool look(struct connection *connection, struct work *work, struct kernel_counters *counts)
+{
+    const struct call *call = &work->call;
+    uint32_t direction = call->direction & 1, size = call->size, offset = work->chunk.offset;
+    struct stream *stream = &connection->streams[direction];
+    uint8_t protocol = connection->protocol;
+    bool database = protocol_is_database(protocol);
+    bool turned = database && connection->turn != direction;
+    connection->turn = direction;
+    work->framing = database && !work->awaited ? 0 : FRAMING_BYTES;
+    if (turned && asks(connection, direction)) {
+        connection->asked /= 2;
+        stream->allowance = TURN_ALLOWANCE;
+    } else if (turned) {
+        stream->allowance = TURN_ALLOWANCE + ANSWERS_TO_REQUESTS * connection->asked;
+    }
+    enum verdict verdict = VERDICT_NO;
+    bool readable = seek(work, call, offset) && !(call->discarded && connection->transport == TRANSPORT_TCP);
+    uint32_t taken = 0;
+    if (readable && offset < size) {
+        uint32_t wanted = CLASSIFY_BYTES;
+        if (protocol != PROTOCOL_UNDECIDED)
+            wanted = most(wanted, most(stream->allowance, work->framing));
+        taken = take_first(work, least(wanted, size - offset));
+        if (taken && protocol == PROTOCOL_UNDECIDED)
+            verdict = classify_so_far(connection, direction, work, taken, size);
+        else if (taken)
+            verdict = classify_again(protocol, work->payload, least(taken, CLASSIFY_BYTES), size, false);
+        if (verdict >= VERDICT_YES && protocol == PROTOCOL_UNDECIDED) {
+            connection->protocol = protocol = work->found.protocol;
+            if (protocol == PROTOCOL_ENCRYPTED) {
+                COUNT(counts, encrypted, size);
+                return false;
+            }
+        }
+    }
+    bool is_start = verdict != VERDICT_NO || turned;
+    if (protocol == PROTOCOL_UNDECIDED && !is_start) {
+        /* Counted, and looked at again next time: a message may begin there. */
+        COUNT(counts, unknown, size);
+        return false;
+    }
+    if (is_start && !database)
+        stream->allowance = protocol_is_database(protocol) ? TURN_ALLOWANCE : ALLOWANCE;
+    work->readable = readable;
+    work->taken = taken;
+    work->is_start = is_start;
+    return true;
 }
 
 /* The way of the call in `work`: skip what nobody wants, know the protocol, copy up to the allowance. True: a
@@ -215,76 +399,16 @@ INLINE bool chunk(struct work *work, struct control *shared, struct kernel_count
         }
     }
 
-    /* Does a message begin here? In a database's protocol: is it the other side's turn? */
-    bool database = protocol_is_database(protocol);
-    bool turned = database && connection->turn != direction;
-    uint32_t framing = database && !awaited ? 0 : FRAMING_BYTES;
-    connection->turn = direction;
-    if (turned)
-        stream->allowance = TURN_ALLOWANCE;
-    enum verdict verdict = VERDICT_NO;
-    bool readable = seek(work, call, offset) && !(call->discarded && connection->transport == TRANSPORT_TCP);
-    uint32_t taken = 0;
-    if (readable && offset < size) {
-        uint32_t wanted = CLASSIFY_BYTES;
-        if (protocol != PROTOCOL_UNDECIDED)
-            wanted = most(stream->allowance, framing);
-        taken = take_first(work, least(wanted, size - offset));
-        if (taken && protocol == PROTOCOL_UNDECIDED)
-            verdict = classify_so_far(connection, direction, work, taken, size);
-        else if (taken)
-            verdict = classify_again(protocol, work->payload, least(taken, CLASSIFY_BYTES), size);
-        if (verdict >= VERDICT_YES && protocol == PROTOCOL_UNDECIDED) {
-            connection->protocol = protocol = work->found.protocol;
-            if (protocol == PROTOCOL_ENCRYPTED) {
-                COUNT(counts, encrypted, size);
-                return false;
-            }
-        }
-    }
-    bool is_start = verdict != VERDICT_NO || turned;
-    if (protocol == PROTOCOL_UNDECIDED && !is_start) {
-        /* Counted, and looked at again next time: a message may begin there. */
-        COUNT(counts, unknown, size);
+    work->chunk.pos = pos;
+    work->chunk.offset = offset;
+    work->flags = flags;
+    work->mode = mode;
+    work->awaited = awaited;
+    FORGET();
+    if (!look(connection, work, counts))
         return false;
-    }
-    if (is_start)
-        stream->allowance = protocol_is_database(protocol) ? TURN_ALLOWANCE : ALLOWANCE;
-
-    uint32_t head = least(size - offset, CAPTURE_MAX);
-    if (mode != DEMAND_WHOLE)
-        head = least(head, most(stream->allowance, framing));
-    head = under_pressure(head, work->fill, is_start);
-    uint32_t tail = least(TAIL_BYTES, size - offset - head);
-    if (!readable) {
-        head = tail = 0;
-        if (offset < size)
-            flags |= CHUNK_UNREADABLE;
-    }
-    stream->allowance -= least(head, stream->allowance);
-
-    struct chunk_event *event = &work->chunk;
-    uint64_t ktime_ns = time_of(call, direction);
-    fill_header(&event->header, EVENT_CHUNK, connection, direction, call->tid, ktime_ns);
-    event->header.flags = flags;
-    event->pos = pos;
-    event->tgid = call->tgid;
-    event->offset = offset;
-    event->quiet_chunks = stream->quiet_chunks;
-    event->unsent_chunks[DIRECTION_IN] = connection->streams[DIRECTION_IN].unsent_chunks;
-    event->unsent_chunks[DIRECTION_OUT] = connection->streams[DIRECTION_OUT].unsent_chunks;
-    event->shed_chunks = connection->shed_chunks;
-    event->quiet_bytes = stream->quiet_bytes;
-    work->taken = least(taken, head);
-    work->head = head;
-    work->tail = tail;
-    begin_sending(work);
-    stream->quiet_chunks = 0;
-    stream->quiet_bytes = 0;
-    if (announce(connection, call, ktime_ns, shared->epoch, work, counts))
-        return true;
-    chunk_unsent(work, counts, 0);
-    return false;
+    FORGET();
+    return plan(connection, work, shared, counts);
 }
 
 /* Sends what chunk() has decided to send. False: there is more to do. */

@@ -247,12 +247,12 @@ static inline __attribute__((always_inline)) enum verdict classify(const uint8_t
     return found->verdict;
 }
 
-/* May a message of this protocol begin here? Not asked of databases, which are copied by turns. */
+/* May a message of this protocol begin here? Databases, which are copied by turns, are asked apart, in long turns. */
 static inline __attribute__((always_inline)) enum verdict classify_again(uint8_t protocol, const uint8_t *bytes,
-                                                                         uint32_t n, uint32_t size)
+                                                                         uint32_t n, uint32_t size, bool databases)
 {
 #define CLASSIFY_AGAIN(identifier, name, database)                                                     \
-    if (!(database) && protocol == PROTOCOL_##identifier)                                              \
+    if (databases == (bool)(database) && protocol == PROTOCOL_##identifier)                            \
         return classify_##name(bytes, n, size);
     PROTOCOLS(CLASSIFY_AGAIN)
 #undef CLASSIFY_AGAIN

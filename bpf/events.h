@@ -34,7 +34,7 @@ enum transport { TRANSPORT_TCP = 0, TRANSPORT_UDP = 1, TRANSPORT_UNIX = 2 };
 
 enum limits {
     PAYLOAD_CLASS_MAX = 16384, /* most bytes that one record carries */
-    SEGMENTS_MAX = 4,          /* records that one call may be cut into */
+    SEGMENTS_MAX = 4,          /* records that one call may be cut into, of a database's more */
     DEMAND_SLOTS = 65536,      /* entries of the demand array; slot = conn_id % DEMAND_SLOTS */
 };
 

@@ -58,6 +58,8 @@ struct stream {
     uint8_t padding[2];
     uint32_t origin;          /* TCP: sequence number before the first of `bytes` */
     int32_t gap;              /* TCP: bytes told as gap so far */
+    uint32_t usual_size;      /* of a database's answers: bytes of the largest call of late */
+    uint32_t reserve;         /* of the same: bytes that a tail may be longer, see tail_of() */
     uint8_t first[CLASSIFY_BYTES]; /* of a message that comes a few bytes at a time, until it is known */
 };
 
@@ -79,6 +81,8 @@ struct connection {
     uint8_t turn;           /* enum direction of the last chunk, where messages are copied by turns */
     uint8_t padding;
     uint32_t shed_chunks;   /* of both directions */
+    uint32_t asked;         /* of a database: bytes of requests copied, half of it forgotten with each turn */
+    uint32_t padding_behind;
 };
 BPF_F_TABLE("hash", uint64_t, struct connection, connections, CONNECTIONS_MAX, NO_PREALLOC);
 BPF_F_TABLE("hash", uint64_t, struct connection, unix_connections, UNIX_CONNECTIONS_MAX, NO_PREALLOC);
@@ -133,12 +137,21 @@ struct work {
     uint8_t in_tail;        /* the head is complete */
     uint8_t stuck;          /* the rest cannot be read */
     uint8_t runs;           /* of the program that copies */
+    uint8_t flags;          /* enum chunk_flags, as far as they are known before anything is copied */
+    uint8_t mode;           /* enum demand_mode */
+    uint8_t awaited;        /* the core reads on in this chunk */
+    uint8_t readable;
+    uint8_t is_start;       /* of a message, or of a turn */
+    uint8_t may_be_pipelined;
+    uint8_t first_bytes;    /* of the payload: so many of the call's first are there, to know a message start by */
+    uint32_t framing;       /* bytes copied whatever is left of the allowance */
     uint64_t pos;           /* of the chunk */
     uint64_t fill;          /* bytes that wait in the ring */
     uint32_t sequence;      /* TCP: behind the last byte that moved */
     uint32_t length;        /* of a message */
     uint8_t first[2 * CLASSIFY_BYTES];
     struct classified found; /* of these */
+    uint8_t end[PIPELINE_BYTES]; /* of a call */
     struct connection fresh;
     struct open_event open;
     uint8_t path[PATH_BYTES_ROUND]; /* directly behind, as in the record */
@@ -154,5 +167,5 @@ BPF_F_TABLE("array", int, struct work, works, CPUS, 0);
 
 /* Programs to jump to (tails.bpf.c). A jump does not cross types of programs: the loader loads them once for each
  * type, and puts the descriptor of that type's array in place of this one. */
-enum tail { TAIL_CHUNK, TAIL_SEND, TAIL_MESSAGES };
+enum tail { TAIL_CHUNK, TAIL_SEND, TAIL_MESSAGES, TAIL_PIPELINED };
 #define TAILS bpf_pseudo_fd(1, TAILS_FD)

@@ -42,7 +42,18 @@ int tail_chunk(void *ctx)
     struct control *shared = control.lookup(&zero);
     struct kernel_counters *counts = counters.lookup(&cpu);
     if (work && shared && counts && !shared->paused && chunk(work, shared, counts))
-        jump(ctx, TAIL_SEND);
+        jump(ctx, work->may_be_pipelined ? TAIL_PIPELINED : TAIL_SEND);
+    return 0;
+}
+
+int tail_pipelined(void *ctx)
+{
+    int cpu = bpf_get_smp_processor_id();
+    struct work *work = works.lookup(&cpu);
+    if (!work)
+        return 0;
+    pipelined(work);
+    jump(ctx, TAIL_SEND);
     return 0;
 }
 

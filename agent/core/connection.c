@@ -172,8 +172,8 @@ void connection_chunk(struct core *core, struct connection *c, const struct chun
 }
 
 /* Nothing can answer any more. An answer of which only the body was lost from sight was complete, as far
- * as anyone can tell, when the connection was closed in order; was it when the connection was reset, with
- * records lost before, nobody knows. */
+ * as anyone can tell, when the connection was closed in order (though not how it ended, where the outcome stands at
+ * its end); was it when the connection was reset, with records lost before, nobody knows. */
 static void finish_all(struct core *core, struct connection *c, enum outcome outcome, uint64_t ktime_ns)
 {
     struct pending *p = c->first;
@@ -187,8 +187,12 @@ static void finish_all(struct core *core, struct connection *c, enum outcome out
         if (outcome == OUTCOME_RESET)
             pairing_drop_all(core, c);
     }
-    if (c->first && p->responded && p->size_unknown && outcome == OUTCOME_CLOSED)
-        pairing_finish(core, p, OUTCOME_ANSWERED, c->answered_ktime);
+    if (c->first && p->responded && p->size_unknown && outcome == OUTCOME_CLOSED) {
+        if (protocol_of(c)->resync_end && !p->failed)
+            pairing_drop(core, p);
+        else
+            pairing_finish(core, p, OUTCOME_ANSWERED, c->answered_ktime);
+    }
     pairing_finish_all(core, c, outcome, ktime_ns);
 }
 

@@ -8,6 +8,25 @@
 #include "linking.h"
 #include "tuples.h"
 
+static bool is_before(uint32_t a, uint32_t b)
+{
+    return (int32_t)(a - b) < 0;
+}
+
+/* The request that begins at this sequence number; NULL: none. They wait in the order of their positions, and are
+ * asked for in that order: the search goes on where it ended. */
+static struct pending *find_position(const struct connection *c, uint32_t start_pos)
+{
+    struct pending *p = c->first ? c->first->searched : NULL;
+    if (p == NULL || is_before(start_pos, p->start_pos))
+        p = c->first;
+    while (p && is_before(p->start_pos, start_pos))
+        p = p->next;
+    if (p)
+        c->first->searched = p;
+    return p && p->start_pos == start_pos ? p : NULL;
+}
+
 /* The client's side of the request that this server just read. */
 static struct pending *other_end(struct core *core, const struct pending *p)
 {
@@ -16,16 +35,14 @@ static struct pending *other_end(struct core *core, const struct pending *p)
     for (const struct connection *peer = tuple_partners(core, c); peer; peer = peer->tuple_next) {
         if (peer == c || peer->kind != KIND_CLIENT || !tuple_mirrors(peer, c))
             continue;
-        for (struct pending *q = peer->first; q; q = q->next) {
-            if ((uint32_t)q->start_pos != (uint32_t)p->start_pos || q->start_ktime > p->start_ktime)
-                continue;
-            if (found) {
-                core->stats.links_ambiguous++;
-                return NULL;
-            }
-            found = q;
-            break;
+        struct pending *q = find_position(peer, p->start_pos);
+        if (q == NULL || q->start_ktime > p->start_ktime)
+            continue;
+        if (found) {
+            core->stats.links_ambiguous++;
+            return NULL;
         }
+        found = q;
     }
     return found;
 }
@@ -102,6 +119,9 @@ void link_open(struct core *core, struct pending *p)
         }
     }
     p->thread_next = t->first;
+    p->thread_at = &t->first;
+    if (t->first)
+        t->first->thread_at = &p->thread_next;
     t->first = p;
     t->open++;
     p->on_thread = true;
@@ -112,11 +132,9 @@ void link_close(struct core *core, struct pending *p)
     if (!p->on_thread)
         return;
     struct thread *t = table_get(&core->threads, p->tid);
-    for (struct pending **at = &t->first; *at; at = &(*at)->thread_next)
-        if (*at == p) {
-            *at = p->thread_next;
-            break;
-        }
+    *p->thread_at = p->thread_next;
+    if (p->thread_next)
+        p->thread_next->thread_at = p->thread_at;
     p->on_thread = false;
     if (--t->open == 0) {
         table_remove(&core->threads, t->tid);

@@ -60,6 +60,7 @@ static void add_attributes(struct core *core, struct pending *p, const struct bu
 static void pending_free(struct core *core, struct pending *p)
 {
     struct connection *c = p->connection;
+    struct pending *searched = c->first->searched;
     for (struct pending **at = &c->first, *before = NULL; *at; before = *at, at = &(*at)->next)
         if (*at == p) {
             *at = p->next;
@@ -68,6 +69,8 @@ static void pending_free(struct core *core, struct pending *p)
             break;
         }
     c->pending--;
+    if (c->kind == KIND_CLIENT && c->first)
+        c->first->searched = searched == p ? p->next : searched;
     if (p->next && p->next->batch_first == p->batch_first && p->next->batch_first != p->next)
         p->next->batch = p->batch;
     for (int i = 0; i < 2; i++)

@@ -9,8 +9,13 @@ enum { BATCH_UNKNOWN = -1 };
 struct pending {
     struct pending *next;
     struct connection *connection;
-    struct pending *thread_next; /* list of struct thread, server requests only */
-    uint64_t start_ktime, start_pos;
+    union {
+        struct { /* of a server: list of struct thread, and where that points to this one */
+            struct pending *thread_next, **thread_at;
+        };
+        struct pending *searched; /* of a client's first that waits: see find_position() */
+    };
+    uint64_t start_ktime;
     uint8_t trace_id[16], span_id[8], parent_id[8];
     uint8_t trace_flags, link, remote_parent;
     bool on_thread, request_ended, responded, size_unknown;
@@ -23,6 +28,7 @@ struct pending {
                          * BATCH_UNKNOWN: one of them has no place in the queue */
     struct pending *batch_first; /* names the batch; to be followed from the last request, unless `followed` */
     uint64_t shape, exact, key;
+    uint32_t start_pos; /* on TCP the sequence number */
     uint32_t tgid, tid, hint;
     int32_t status;
     uint64_t request_body, response_body;

@@ -53,7 +53,7 @@ RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, RECEIVE_QUEUE, SEND_QUEUE = 19, 20, 21, 1, 2
 SERVER, CLIENT = 2, 1
 ALLOWANCE, TAIL = 65536, 16
-TURN_ALLOWANCE = 4 * ALLOWANCE  # of bpf/chunk.bpf.h
+TURN_ALLOWANCE, ANSWERS_TO_REQUESTS, TAIL_MAX = 4 * ALLOWANCE, 32, 256  # of bpf/chunk.bpf.h
 TARGETS_OF_SYSCALLS = [t for name, of in TARGETS.items() if "probe" not in name for t in of]
 Pair = tuple[socket.socket, socket.socket]
 
@@ -382,8 +382,97 @@ def test_of_a_database_a_turn_is_copied_and_of_what_is_longer_the_ends(tracer: T
             chunks = [e for e in tracer.of("chunk") if e.conn_id == conn_id]
             assert [e.head for e in chunks if e.direction == IN] == [question] * turn
             sent = [e for e in chunks if e.direction == OUT]
-            assert sum(len(e.head) for e in sent) == turn * TURN_ALLOWANCE
+            allowances = turn * TURN_ALLOWANCE + ANSWERS_TO_REQUESTS * sum((21, 10 + 21)[:turn])
+            assert sum(len(e.head) for e in sent) == allowances
             assert sum(e.tail == answer[-TAIL:] for e in sent) == turn * 5
+
+
+def redis_set(number: int, size: int = 10) -> bytes:
+    key = b"key:%06d" % number
+    return b"*3\r\n$3\r\nSET\r\n$10\r\n%b\r\n$%d\r\n%b\r\n" % (key, size, b"v" * size)
+
+
+def postgresql_execute(number: int, size: int = 10) -> bytes:
+    """Bind of a prepared statement, Execute: PostgreSQL's message formats."""
+    value = b"%06d" % number + b"v" * size
+    bind = b"\0s_1\0" + struct.pack(">HHI", 0, 1, len(value)) + value + b"\0\0"
+    return b"B" + struct.pack(">I", 4 + len(bind)) + bind + b"E\0\0\0\x09\0\0\0\0\0"
+
+
+def move(calls: list[bytes], sender: socket.socket, receiver: socket.socket) -> None:
+    """One call each, however little the socket has room for."""
+    for call in calls:
+        sending = threading.Thread(target=sender.sendall, args=(call,))
+        sending.start()
+        exactly(receiver, len(call))
+        sending.join()
+
+
+def copied(tracer: Tracer, direction: int, conn_id: int) -> tuple[int, int]:
+    """(of bytes, so many were copied) of one end of a connection."""
+    chunks = tracer.of("chunk", direction, conn_id)
+    return sum(e.size for e in chunks), sum(len(e.head) + len(e.tail) for e in chunks)
+
+
+@pytest.mark.parametrize("size", [4096, 8192, 600_000])
+@pytest.mark.parametrize("message", [redis_set, postgresql_execute])
+def test_a_pipeline_is_copied_however_long_and_so_are_its_answers(
+    tracer: Tracer, size: int, message: Callable[[int], bytes]
+) -> None:
+    """Cut by a buffer of the client's, not where messages begin. Answers may be 32 times as long."""
+    requests = b"".join(message(i) for i in range(15_000))
+    calls = [requests[at : at + size] for at in range(0, len(requests), size)]
+    answers = [b"$40000\r\n" + b"x" * 39_992] * 20
+    with pair() as (client, server):
+        move(calls, client, server)
+        conn_id = opened(tracer, client).conn_id
+        asked = copied(tracer, OUT, conn_id)
+        assert asked == (len(requests), len(requests))
+        move(answers, server, client)
+        assert copied(tracer, IN, conn_id) == (800_000, 800_000)
+
+
+def test_a_pipeline_that_begins_with_its_calls_is_copied_and_large_values_are_not(tracer: Tracer) -> None:
+    """Calls of commands of 2,000 bytes show none at their ends; values of 300,000 are no pipeline."""
+    with pair() as (client, server):
+        move([redis_set(i, 2000) * 3 for i in range(100)], client, server)
+        conn_id = opened(tracer, client).conn_id
+        size, all_of_it = copied(tracer, OUT, conn_id)
+        assert size == all_of_it > 2 * TURN_ALLOWANCE
+        value = b"v" * 100_000
+        for i in range(30):
+            move([redis_set(i, 300_000)[:-300_002], value, value, value, b"\r\n"], client, server)
+        values, some = copied(tracer, OUT, conn_id)
+        assert some - size < 30 * (ALLOWANCE + 1000) + TURN_ALLOWANCE and values - size > 9_000_000
+
+
+@pytest.mark.parametrize("begin", [redis_set(0), b"Q\0\0\0\x16COPY t FROM STDIN\0"])
+def test_what_is_no_pipeline_stops_being_copied(tracer: Tracer, begin: bytes) -> None:
+    """Also when commands come again, in the midst of calls: the core could not find its place there."""
+    rows = b"".join(b"d\0\0\0\x44%064d" % i for i in range(8000))
+    with pair() as (client, server):
+        move([begin, *(rows[at : at + 8192] for at in range(0, len(rows), 8192))], client, server)
+        conn_id = opened(tracer, client).conn_id
+        calls = len(tracer.of("chunk", OUT, conn_id))
+        assert copied(tracer, OUT, conn_id)[1] <= TURN_ALLOWANCE + calls * TAIL
+        move([b"x" + redis_set(1) * 100], client, server)
+        assert tracer.of("chunk", OUT, conn_id)[-1].head == b""
+        move([redis_set(1) * 100], client, server)
+        assert len(tracer.of("chunk", OUT, conn_id)[-1].head) == (4700 if begin == redis_set(0) else 0)
+
+
+def test_the_last_call_of_a_long_answer_has_a_longer_tail(tracer: Tracer) -> None:
+    """As it is shorter than those before: of each 256 bytes that were not copied one."""
+    with pair() as (client, server):
+        move([b"*2\r\n$4\r\nKEYS\r\n$1\r\n*\r\n"], client, server)
+        conn_id = opened(tracer, client).conn_id
+        sizes = [65_000] * 9 + [16_000, 1000, 15_000, 900, 900]
+        for size in sizes:
+            move([b"x" * size], server, client)
+        tails = [len(e.tail) for e in tracer.of("chunk", IN, conn_id)]
+        assert tails[-10:-5] == [TAIL] * 5
+        assert tails[-5:-2] == [TAIL_MAX] * 3 and TAIL < tails[-1] < tails[-2] < TAIL_MAX
+        assert sum(tail - TAIL for tail in tails[-10:]) < (sum(sizes) - TURN_ALLOWANCE) / 256
 
 
 def test_behind_what_is_skipped_a_database_goes_on(tracer: Tracer) -> None:

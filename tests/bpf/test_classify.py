@@ -146,6 +146,43 @@ NOTHING_OF_OURS = [
 ]
 
 
+# What stands in the midst of a pipeline, and what does not.
+PIPELINES = [
+    (REDIS, b"alue\r\n*2\r\n$3\r\nGET\r\n$1\r\nk\r\n"),
+    (REDIS, b"\r\n*21\r\n$4\r\nMSET"),
+    (POSTGRESQL, b"\0\0\0\x011\0\0E\0\0\0\x09\0\0\0\0\0B\0\0"),
+    (POSTGRESQL, b"E\0\0\0\x09\0\0\0\0\x64"),  # a hundred rows
+]
+NO_PIPELINES = [
+    (REDIS, b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n"),  # the end of the one before is not in sight
+    (REDIS, b"\r\n*2\r\n:1\r\n"),
+    (REDIS, b"\r\n*123\r\n$4\r\nMSET"),
+    (POSTGRESQL, b"E\0\0\0\x0bs_1\0\0\0\0\0"),  # of a portal that has a name
+    (POSTGRESQL, b"\r\n*2\r\n$3\r\nGET"),
+    (MYSQL, b"\x09\0\0\0\x03SELECT 1"),
+    (HTTP1, b"GET / HTTP/1.1\r\n\r\n"),
+]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "data", "wanted"), [(*p, True) for p in PIPELINES] + [(*p, False) for p in NO_PIPELINES]
+)
+def test_what_goes_on_in_a_pipeline(tmp_path: Path, protocol: int, data: bytes, wanted: bool) -> None:
+    """Wherever it stands among the bytes looked at; what is cut off at their end tells nothing."""
+    source, library = tmp_path / "pipeline.c", tmp_path / "pipeline.so"
+    source.write_text(
+        "#include <stdbool.h>\n#include <stdint.h>\n"
+        f'#include "{BPF}/protocols.h"\n#include "{BPF}/pipeline.h"\n'
+        "int run(int protocol, const uint8_t *bytes) { return pipeline_goes_on(protocol, bytes); }\n"
+    )
+    strict = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", *strict, "-o", library, source], check=True)
+    run = ctypes.CDLL(str(library)).run
+    for before in (0, 1, 100, 512 - len(data)):
+        assert run(protocol, (b"x" * before + data).ljust(512, b"x")) == wanted
+    assert not run(protocol, b"x" * 506 + data), "no more than 512 bytes"
+
+
 @pytest.fixture(scope="module")
 def classify(tmp_path_factory: pytest.TempPathFactory) -> Classify:
     """(verdict, protocol) of some bytes. What lies behind them is rubbish, as in the kernel program."""

@@ -236,6 +236,38 @@ def test_the_tail_of_a_long_result_that_fails_is_an_error_of_unknown_code() -> N
     assert span["db.response.status_code"] is None
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_longer_tail_tells_the_code_of_the_error(apart: bool) -> None:
+    """Also when ReadyForQuery comes in a call of its own."""
+    core = Core()
+    conn = connected(core)
+    conn.send(query(A))
+    rows = row(b"x" * 100) * 1000
+    conn.receive(COLUMNS + rows, head=4000, tail=48)
+    if apart:
+        conn.receive(rows + error("57014", text="x" * 60), head=0, tail=200)
+        conn.receive(ready())
+    else:
+        conn.receive(rows + error("57014", text="x" * 60) + ready(), head=0, tail=200)
+    conn.send(query(B))
+    conn.receive(tag("UPDATE 1") + ready())
+    assert [told(span) for span in core.spans()] == [(A, "57014"), (B, 1)]
+
+
+def test_a_long_result_that_ended_out_of_sight_before_the_connection_did_is_not_guessed() -> None:
+    """The end of an error alone, then ReadyForQuery in a call of its own: whether it failed is not known."""
+    core = Core()
+    conn = connected(core)
+    conn.send(query(A))
+    rows = row(b"x" * 100) * 1000
+    conn.receive(COLUMNS + rows, head=4000, tail=48)
+    conn.receive(rows + error("57014", text="x" * 60), head=0, tail=48)
+    conn.receive(ready())
+    conn.close()
+    assert core.spans() == []
+    assert core.stats().requests_dropped == 1
+
+
 def test_an_outcome_that_was_lost_is_not_guessed() -> None:
     """The call with CommandComplete or ErrorResponse did not reach the agent, ReadyForQuery did."""
     core = Core()

@@ -10,6 +10,7 @@ import mmap
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -690,3 +691,51 @@ def test_losses_never_give_an_answer_or_a_database_to_another_command(seed, wait
     if not lost:
         assert len(spans) == len(truth)
         assert all(span["db.namespace"] for span in spans)
+
+
+# --- deep pipelines ---------------------------------------------------------------------------------------
+
+
+def seconds_per_command(depth: int, kind: int) -> float:
+    """Of CPU, for commands that all wait before the first answer, at both ends, linked to each other."""
+    core = Core({"pending_max": depth, "batch_spans_max": 2 * depth, "database_servers": 1, "hold_ns": 0})
+    redis_port = {"protocol": lib.PROTOCOL_REDIS, "tid": 7}
+    client = core.open(
+        CLIENT, local=("127.0.0.1", 40000), remote=("127.0.0.1", 6379), pos=(7000, 3000), **redis_port
+    )
+    server = core.open(
+        SERVER, local=("127.0.0.1", 6379), remote=("127.0.0.1", 40000), pos=(3000, 7000), **redis_port
+    )
+    ends = [(client, OUT), (server, IN)] if kind == SERVER else [(client, OUT)]
+    asked = [b"".join(cmd("INCR", str(i)) for i in range(at, at + 100)) for at in range(0, depth, 100)]
+    for end, direction in ends:
+        for data in asked:
+            end.chunk(direction, data)
+    for end, direction in reversed(ends):
+        for _ in asked:
+            end.chunk(1 - direction, b":1\r\n" * 100)
+    before = time.process_time()
+    core.feed()
+    took = time.process_time() - before
+    spans = core.spans()
+    assert len(spans) == depth * len(ends) and {s["db.operation.batch.size"] for s in spans} == {depth}
+    assert core.stats().links_connection == depth * (len(ends) - 1)
+    return took / depth
+
+
+@pytest.mark.parametrize("kind", [CLIENT, SERVER])
+def test_a_command_of_a_deep_pipeline_costs_what_one_of_a_short_one_costs(kind: int) -> None:
+    """What walked over all that wait would cost 50 times as much."""
+    short = min(seconds_per_command(1000, kind) for _ in range(5))
+    assert seconds_per_command(50_000, kind) < 8 * short
+
+
+def test_memory_bounds_what_waits_and_what_is_behind_is_counted() -> None:
+    core = Core({"pending_max": 1 << 20, "buffer_bytes_max": 1 << 20})
+    c = connect(core)
+    for at in range(0, 10_000, 100):
+        c.send(b"".join(cmd("INCR", str(i)) for i in range(at, at + 100)))
+    c.receive(b":1\r\n" * 10_000)
+    spans = core.spans()
+    assert 2000 < len(spans) == 10_000 - core.stats().requests_dropped < 10_000
+    assert {s["db.operation.batch.size"] for s in spans} == {None}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable
 
@@ -18,6 +19,7 @@ from benchmarks import clients
 from benchmarks.agent import CHUNKS
 from benchmarks.databases.postgres import Postgres, postgres
 from benchmarks.databases.server import Statement
+from benchmarks.patience import patience
 from benchmarks.spans import CLIENT, SERVER, Span
 from tests.end_to_end.test_lifecycle import wait_until
 from tests.sql_reference import sanitized
@@ -136,6 +138,84 @@ def test_of_a_large_result_the_ends_are_copied_and_the_rows_are_known(trace):
     (span,) = traced.of(CLIENT)
     assert span["db.response.returned_rows"] == rows
     assert counters.total("ebpf_otlp_tracer_kernel_captured_bytes_total") < size / 100
+
+
+# After a line: what is told, on a connection of its own.
+DEEP = """
+import sys, psycopg
+port, what = int(sys.argv[1]), sys.argv[2]
+sys.stdin.readline()
+with psycopg.connect(
+    host="127.0.0.1", port=port, user="postgres", dbname="postgres", sslmode="disable", gssencmode="disable",
+    autocommit=True,
+) as connection:
+    cursor = connection.cursor()
+    if what == "pipeline":
+        with connection.pipeline():
+            for i in range(20_000):
+                cursor.execute("SELECT %s::int", [i])
+    elif what == "copy":
+        cursor.execute("CREATE TABLE t (a text)")
+        with cursor.copy("COPY t FROM STDIN") as copy:
+            for _ in range(64):
+                copy.write(("x" * 1023 + "\\n") * 1024)
+    else:
+        try:
+            cursor.execute(what)
+        except psycopg.Error as error:
+            print(error.sqlstate)
+"""
+
+
+def run_deep(trace, what: str, prelude: str = "") -> tuple[list[Span], str, int]:
+    """Spans, what it printed, bytes copied."""
+    pipe = subprocess.PIPE
+    with postgres(log=False) as server:
+        command = [sys.executable, "-c", DEEP, str(server.port), what]
+        options = {**os.environ, "PGOPTIONS": prelude}
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=options) as process:
+            sleeper = subprocess.Popen(["sleep", "infinity"])  # with the last process the agent would end
+            try:
+                with trace([process.pid, sleeper.pid]) as traced:
+                    output, _ = process.communicate("go\n", timeout=patience(60))
+                    assert process.returncode == 0
+                    copied = traced.agent.counters().total("ebpf_otlp_tracer_kernel_captured_bytes_total")
+            finally:
+                process.kill()
+                sleeper.kill()
+                sleeper.wait()
+    return traced.of(CLIENT), output.strip(), copied
+
+
+def test_a_deep_pipeline_has_a_span_for_each_statement(trace):
+    spans, _, _ = run_deep(trace, "pipeline")
+    assert Counter(s["db.query.text"] for s in spans) == {"SELECT $1::int": 20_000}
+    assert {s["db.response.returned_rows"] for s in spans} == {1}
+
+
+def test_of_a_long_copy_little_is_copied(trace):
+    spans, _, copied = run_deep(trace, "copy")
+    assert [s["ebpf_otlp_tracer.db.affected_rows"] for s in spans] == [None, 64 * 1024]
+    assert copied < (64 << 20) / 50
+
+
+@pytest.mark.parametrize(
+    ("statement", "code"),
+    [
+        ("SELECT 1 / (100000 - i), repeat('x', 500) FROM generate_series(1, 100001) AS i", "22012"),
+        (
+            "SELECT repeat('x', 1000), CASE WHEN i % 8000 = 0 THEN pg_sleep(0.4) END"
+            " FROM generate_series(1, 60000) AS i",
+            "57014",
+        ),
+    ],
+)
+def test_an_error_at_the_end_of_a_long_result_has_its_code(trace, statement, code):
+    spans, printed, copied = run_deep(trace, statement, "-c statement_timeout=1000")
+    assert printed == code
+    assert [(s["db.response.status_code"], s["error.type"]) for s in spans] == [(code, code)]
+    assert spans[0]["db.query.text"] == shape(statement)
+    assert copied < 1 << 20
 
 
 def test_the_servers_side_is_traced_if_asked_for(trace):

@@ -189,6 +189,73 @@ def test_redis_benchmark_pipelines(trace, pipeline):
     assert max(size or 1 for size in sizes) == pipeline
 
 
+# After a line: COUNT commands in one pipeline, SET and GET in turn, or one SET of COUNT bytes.
+DEEP = """
+import sys, redis
+port, what, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+sys.stdin.readline()
+client = redis.Redis(port=port, socket_timeout=None)
+if what == "value":
+    client.set("key", "v" * count)
+else:
+    pipeline = client.pipeline(transaction=False)
+    for i in range(count // 2):
+        pipeline.set(f"key:{i}", "value")
+        pipeline.get(f"key:{i}")
+    assert len(pipeline.execute()) == count
+"""
+
+
+@contextmanager
+def deep(server, what: str, count: int) -> Iterator[subprocess.Popen[str]]:
+    """It waits; to go on with communicate()."""
+    command = [sys.executable, "-c", DEEP, str(server.port), what, str(count)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("commands", "options"),
+    [
+        (20_000, {}),
+        # So many wait that the memory for them may not do, nor the ring for 5 MB at once.
+        (
+            100_000,
+            {
+                "EBPF_OTLP_TRACER_CAPTURE_RING_BYTES": str(16 << 20),
+                "EBPF_OTLP_TRACER_CORE_BUFFER_BYTES_MAX": str(64 << 20),
+            },
+        ),
+    ],
+)
+def test_a_deep_pipeline_has_a_span_for_each_command(trace, commands, options):
+    with redis(log=False) as server, deep(server, "pipeline", commands) as process:
+        with trace([process.pid], **options) as traced:
+            process.communicate("go\n", timeout=patience(60))
+            assert process.returncode == 0
+    spans = [s for s in traced.of(CLIENT) if s.name in ("SET", "GET")]
+    assert Counter(s.name for s in spans) == {"SET": commands // 2, "GET": commands // 2}
+    assert {s["db.operation.batch.size"] for s in spans} == {commands}
+
+
+def test_a_large_value_is_not_copied(trace):
+    size = 64 << 20
+    with redis(log=False) as server, deep(server, "value", size) as process:
+        sleeper = subprocess.Popen(["sleep", "infinity"])  # with the last process the agent would end
+        try:
+            with trace([process.pid, sleeper.pid]) as traced:
+                process.communicate("go\n", timeout=patience(60))
+                copied = traced.agent.counters().total("ebpf_otlp_tracer_kernel_captured_bytes_total")
+        finally:
+            sleeper.kill()
+            sleeper.wait()
+    assert [s.name for s in traced.of(CLIENT)].count("SET") == 1
+    assert copied < size / 100
+
+
 def test_the_server_is_traced_only_when_it_is_wanted(trace):
     for wanted, kinds in (("false", set()), ("true", {SERVER})):
         with redis(log=False) as server:

@@ -875,7 +875,7 @@ static size_t postgresql_resync(const uint8_t *data, size_t length, size_t from,
     return is_chain(data, length, from, sender) ? from : length;
 }
 
-/* What ends an answer, exactly at the end: CommandComplete or its like, CloseComplete, ReadyForQuery. A
+/* What ends an answer, exactly at the end: CommandComplete or its like, ErrorResponse, CloseComplete, ReadyForQuery. A
  * ReadyForQuery without them, where they would have been in sight, follows an ErrorResponse (whose last field
  * and whose list of fields end with NUL). */
 static size_t postgresql_resync_end(const uint8_t *data, size_t length)
@@ -885,7 +885,7 @@ static size_t postgresql_resync_end(const uint8_t *data, size_t length)
         bool completes = false;
         size_t at = start;
         struct message m;
-        while (at + HEADER <= length && strchr("CsI3Z", data[at]) &&
+        while (at + HEADER <= length && strchr("CEsI3Z", data[at]) &&
                header_of(data + at, SENDER_SERVER, &m) && m.body <= length - at - HEADER &&
                well_formed(&m, (struct text){data + at + HEADER, m.body}, SENDER_SERVER)) {
             completes |= m.type != '3' && m.type != 'Z';
