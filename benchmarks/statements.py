@@ -286,13 +286,13 @@ def flood(profile: Profile, report: Report, folder: Path) -> None:
 
 
 def commands_of(server: Database) -> int:
-    """GET and SET that the server has run."""
+    """Commands of redis-benchmark that the server has run: it begins with CONFIG GET."""
     assert isinstance(server, databases.Redis)
     lines = server.command("INFO", "commandstats").splitlines()
     calls = (
         line.partition("calls=")[2].partition(",")[0]
         for line in lines
-        if line.startswith(("cmdstat_get:", "cmdstat_set:"))
+        if line.startswith(("cmdstat_get:", "cmdstat_set:", "cmdstat_config|get:"))
     )
     return sum(map(int, calls))
 
