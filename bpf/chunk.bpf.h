@@ -228,15 +228,14 @@ INLINE bool plan(struct connection *connection, struct work *work, struct contro
     struct stream *stream = &connection->streams[direction];
     uint32_t wanted = call->size - event->offset;
     bool database = protocol_is_database(connection->protocol), requests = database && asks(connection, direction);
-    bool is_cut = stream->allowance < wanted || work->fill > EVENTS_BYTES / 2;
-    bool is_long = is_cut || stream->allowance < TURN_ALLOWANCE - ALLOWANCE;
-    work->may_be_pipelined = requests && work->readable && is_long && !call->messages;
 
     uint32_t head = least(wanted, database ? TURN_CALL_MAX : CAPTURE_MAX);
     if (work->mode != DEMAND_WHOLE)
         head = least(head, most(stream->allowance, work->framing));
     head = under_pressure(head, work->fill, work->is_start);
     uint32_t left = wanted - head;
+    bool is_long = left || stream->allowance < TURN_ALLOWANCE - ALLOWANCE;
+    work->may_be_pipelined = requests && work->readable && is_long && !call->messages;
     uint32_t tail = database && !requests ? tail_of(stream, call->size, head, left) : least(TAIL_BYTES, left);
     if (!work->readable) {
         head = tail = 0;

@@ -60,20 +60,24 @@ void messages_pass_over(struct feed *f, uint64_t n)
         message_end(f);
 }
 
-/* The connection leaves its protocol (upgrade, tunnel, TLS): what follows is not ours. */
-static void become_opaque(struct feed *f, enum ledger_class as)
+/* Nothing of the connection is read any more. */
+static void give_up(struct feed *f, enum ledger_class as)
 {
     f->c->opaque = true;
     for (unsigned i = 0; i < 2; i++)
         stream_lose(f->core, f->c, i, as);
+}
+
+/* The connection leaves its protocol (upgrade, tunnel, TLS): what follows is not ours. */
+static void become_opaque(struct feed *f, enum ledger_class as)
+{
+    give_up(f, as);
     demand_protocol(f->core, f->c, as == LEDGER_ENCRYPTED ? PROTOCOL_ENCRYPTED : PROTOCOL_UNKNOWN);
 }
 
 void messages_decline(struct feed *f, enum ledger_class as)
 {
-    f->c->opaque = true;
-    for (unsigned i = 0; i < 2; i++)
-        stream_lose(f->core, f->c, i, as);
+    give_up(f, as);
     for (unsigned i = 0; i < 2; i++)
         demand_mode(f->core, f->c, i, DEMAND_NOTHING);
 }

@@ -22,7 +22,7 @@ struct pending {
     bool silent, failed, unanswered; /* as struct step has them */
     bool followed;      /* an answer began since it was asked: what is asked next is of another batch */
     bool alone;         /* nothing else waited when its answer was last lost from sight */
-    bool accompanied;   /* another request was dropped or lost while it was the oldest */
+    bool accompanied;   /* another request was dropped or lost while it was the oldest, or the newest */
     uint8_t traits;
     uint32_t batch;     /* requests sent before any of them was answered: of those that wait, with the first;
                          * BATCH_UNKNOWN: one of them has no place in the queue */
