@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ import pytest
 
 from benchmarks.clients import client, redis_benchmark
 from benchmarks.databases import redis
+from benchmarks.databases.redis import Redis
 from benchmarks.patience import patience
+from benchmarks.processes import free_port
 from benchmarks.spans import CLIENT, SERVER
 
 pytestmark = pytest.mark.kernel
@@ -145,6 +148,39 @@ def test_a_connection_that_begins_with_an_inline_command(trace):
     assert "s3cret" not in traced.file.read_text()
     seen = Counter(name_of(s.text) for s in logged)
     assert seen["PING"] and not seen - Counter(name for name, _, _ in found)
+
+
+@contextmanager
+def cluster() -> Iterator[list[Redis]]:
+    """Two nodes, each with half of the slots.
+
+    https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/
+    """
+    buses = [str(free_port()) for _ in range(2)]
+    options = [("--cluster-enabled", "yes", "--cluster-port", bus) for bus in buses]
+    with redis(log=False, options=options[0]) as first, redis(log=False, options=options[1]) as second:
+        nodes = [first, second]
+        for node, slots in zip(nodes, (("0", "8191"), ("8192", "16383")), strict=True):
+            assert node.command("CLUSTER", "ADDSLOTSRANGE", *slots) == "OK"
+        assert first.command("CLUSTER", "MEET", "127.0.0.1", str(second.port), buses[1]) == "OK"
+        for node in nodes:
+            deadline = time.monotonic() + patience(30)
+            while "cluster_state:ok" not in node.command("CLUSTER", "INFO"):
+                assert time.monotonic() < deadline, "the nodes did not find each other"
+                time.sleep(0.05)
+        yield nodes
+
+
+def test_a_redirection_is_an_outcome(trace):
+    with cluster() as (first, second), typed(first.port, "PING", "GET foo", "GET bar") as process:
+        answered = first.command("CLUSTER", "SETSLOT", "5061", "MIGRATING", second.command("CLUSTER", "MYID"))
+        assert answered == "OK", "the slot of bar"
+        with trace([process.pid]) as traced:
+            answers = process.communicate("go\n", timeout=patience(10))[0]
+    assert f"-MOVED 12182 127.0.0.1:{second.port}" in answers
+    assert f"-ASK 5061 127.0.0.1:{second.port}" in answers
+    found = [(s.name, s["db.response.status_code"], s["error.type"]) for s in traced.of(CLIENT)]
+    assert found == [("PING", None, None), ("GET", "MOVED", "MOVED"), ("GET", "ASK", "ASK")]
 
 
 # What answers PING as NATS does, with its INFO before the answer or before the question.
