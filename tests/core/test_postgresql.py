@@ -209,6 +209,22 @@ def test_a_copy_by_the_extended_protocol_is_one_span() -> None:
     assert [told(span) for span in core.spans()] == [(A, 1), (B, 4)]
 
 
+@pytest.mark.parametrize("kind", ["query", "parse"])
+def test_of_a_statement_of_10_mb_the_beginning_is_enough(kind: str) -> None:
+    core = Core()
+    conn = connected(core)
+    text = "INSERT INTO t VALUES ('" + "x" * 10_000_000 + "')"
+    conn.send(
+        query(text) if kind == "query" else parse(text) + bind() + execute() + SYNCS, head=60_000, tail=48
+    )
+    conn.receive((b"" if kind == "query" else PARSED + BOUND) + tag("INSERT 0 1") + ready())
+    conn.send(query(A))
+    conn.receive(error("22012") + ready())
+    first, *more = core.spans()
+    assert (first.name, first["error.type"]) == ("INSERT t", None)
+    assert [told(span) for span in more] == [(A, "22012")]
+
+
 def test_the_tail_of_a_long_result_tells_its_outcome() -> None:
     core = Core()
     conn = connected(core)
