@@ -57,7 +57,9 @@ int raw_inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
     }
     if (to == STATE_CLOSE && (!closes_in_order(from) || READ(uint32_t, sk, sock, sk_err)))
         connection->reset = 1;
-    if (to != STATE_CLOSE)
+    /* A close behind a shutdown enters the same state again. Should the connection have begun between, its numbers count
+     * the FIN already. */
+    if (to != STATE_CLOSE && from != to)
         connection->fin_was_sent = 1;
     emit_fin(connection, DIRECTION_OUT);
     /* What has arrived can still be read; if so the end comes with the read, or with the socket's. */

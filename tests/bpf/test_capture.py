@@ -713,6 +713,34 @@ def test_sockets_older_than_the_agent(tracer: Tracer) -> None:
         assert tracer.counted()["gap_bytes"] == 0
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_a_connection_that_begins_after_its_end_was_sent(tracer: Tracer, both: bool) -> None:
+    """And closes before that arrived, as before it is data the peer has no room for: no byte is missing."""
+    tracer.kernel.untrace(os.getpid())
+    with pair() as (client, server):
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client.send(bytes(65536))
+        client.setblocking(True)
+        server.send(RESPONSE)
+        if both:
+            server.shutdown(socket.SHUT_WR)
+            polled = select.poll()
+            polled.register(client, select.POLLRDHUP)
+            assert polled.poll(DEADLINE_S * 1000), "the end arrives"
+        tracer.kernel.trace(os.getpid())
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(4096) == RESPONSE
+        if both:
+            assert client.recv(4096) == b""
+        client.close()
+        while server.recv(1 << 20):
+            pass
+    tracer.wait(lambda events: bool(ended(events)))
+    assert tracer.counted()["gap_bytes"] == 0
+
+
 def test_middle_of_a_body_is_counted_until_a_message_begins(tracer: Tracer) -> None:
     tracer.kernel.untrace(os.getpid())
     with pair() as (client, server):
