@@ -6,7 +6,7 @@
 #include "events.h"
 #include "protocols.h"
 #include "classify.h"
-#include "pipeline.h"
+#include "ends.h"
 
 #include "kernel.bpf.h"
 #include "maps.bpf.h"

@@ -121,41 +121,43 @@ INLINE enum verdict classify_so_far(struct connection *connection, uint32_t dire
     return verdict;
 }
 
-/* Does the call end in the midst of small messages? Of several vectors the last is looked at. */
-INLINE bool ends_in_pipeline(struct work *work, const struct call *call, uint8_t protocol)
+/* Puts the last bytes of the call at the end of work->end, up to END_BYTES; returns their number. Of several vectors
+ * the last is looked at: those of a send are full. */
+INLINE uint32_t take_end(struct work *work, const struct call *call)
 {
     uint64_t vector[2] = {call->buffer, call->size}; /* base, length */
     if (call->vectored) {
-        uint64_t last = call->buffer + (call->count - 1) * sizeof(vector);
+        uint64_t at = call->buffer + (call->count - 1) * sizeof(vector);
+        if (call->count > 1 && call->direction == DIRECTION_IN)
+            return 0;
+        long failed;
         if (call->kernel_vectors)
-            bpf_probe_read_kernel(vector, sizeof(vector), (void *)last);
+            failed = bpf_probe_read_kernel(vector, sizeof(vector), (void *)at);
         else
-            bpf_probe_read_user(vector, sizeof(vector), (void *)last);
+            failed = bpf_probe_read_user(vector, sizeof(vector), (void *)at);
+        if (failed)
+            return 0;
+        if (vector[1] > call->size)
+            vector[1] = call->size;
     }
-    return vector[1] >= PIPELINE_BYTES &&
-           bpf_probe_read_user(work->end, PIPELINE_BYTES, (void *)(vector[0] + vector[1] - PIPELINE_BYTES)) == 0 &&
-           pipeline_goes_on(protocol, work->end);
+    uint32_t n = vector[1] < END_BYTES ? vector[1] : END_BYTES;
+    uint64_t into = BOUND(END_BYTES - n, END_BYTES - 1), length = BOUND(n, 2 * END_BYTES - 1);
+    return bpf_probe_read_user(work->end + into, length, (void *)(vector[0] + vector[1] - n)) == 0 ? n : 0;
 }
 
 /* The call in `work` is of a turn of requests that has become long, or is long itself. What is said in many messages is
  * copied as far as it goes; a large value, a COPY or a file is not: no message begins with its calls, and none at their
  * ends. Where the copying has stopped, the core goes on with a call that begins a message, and with no other. */
-INLINE void pipelined(struct work *work)
+INLINE void pipelined(struct connection *connection, struct work *work)
 {
     const struct call *call = &work->call;
-    uint64_t sk = call->sk;
-    struct connection *connection = connections.lookup(&sk);
-    if (!connection)
-        connection = unix_connections.lookup(&sk);
-    if (!connection)
-        return;
     struct stream *stream = &connection->streams[call->direction & 1];
     uint8_t protocol = connection->protocol;
     uint32_t allowance = stream->allowance + work->head;
     work->is_start = classify_again(protocol, work->payload, work->first_bytes, call->size, true) == VERDICT_YES;
     FORGET();
     bool begins = work->is_start;
-    bool small = (begins || allowance) && ends_in_pipeline(work, call, protocol);
+    bool small = (begins || allowance) && take_end(work, call) == END_BYTES && ends_in_pipeline(protocol, work->end);
     if (small)
         allowance = call->size + TURN_ALLOWANCE;
     else if (begins)
@@ -171,25 +173,36 @@ INLINE void pipelined(struct work *work)
     work->tail = least(work->tail, wanted - head);
 }
 
+/* The call in `work` is of a long answer. An error that ends it is copied as a whole, if the record has room for it. */
+INLINE void answered(const struct connection *connection, struct work *work)
+{
+    const struct call *call = &work->call;
+    uint32_t n = take_end(work, call), found = error_at_end(connection->protocol, work->end);
+    uint32_t filled = work->head ? (work->head - 1) % HEAD_MAX + 1 : 0; /* of the last record */
+    uint32_t left = call->size - work->chunk.offset - work->head;
+    if (found <= n && found <= left && found <= PAYLOAD_CLASS_MAX - filled)
+        work->tail = most(work->tail, found);
+}
+
+/* Of what is not copied of the call in `work`, the end is looked at. */
+INLINE void at_end(struct work *work)
+{
+    uint64_t sk = work->call.sk;
+    struct connection *connection = connections.lookup(&sk);
+    if (!connection)
+        connection = unix_connections.lookup(&sk);
+    if (!connection)
+        return;
+    if (work->is_request)
+        pipelined(connection, work);
+    else
+        answered(connection, work);
+}
+
 /* Are requests sent in this direction? Of a connection whose role is not known none are, and no turn is long. */
 INLINE bool asks(const struct connection *connection, uint32_t direction)
 {
     return connection->role == (direction == DIRECTION_OUT ? ROLE_CLIENT : ROLE_SERVER);
-}
-
-/* Of a long answer the outcome stands at the end, and an error is longer than the tails. For each 256 bytes that were
- * not copied a byte may be copied later: at the end of a call that is shorter than those before, as the last is. Half of
- * what is saved up: it may not have been the last. */
-enum { TAIL_MAX = 256, RESERVE_MAX = 1024 };
-
-INLINE uint32_t tail_of(struct stream *stream, uint32_t size, uint32_t head, uint32_t left)
-{
-    bool is_last = TAIL_BYTES && !head && size < stream->usual_size / 16 * 15;
-    uint32_t more = is_last ? least(stream->reserve / 2, TAIL_MAX - TAIL_BYTES) : 0;
-    uint32_t tail = least(TAIL_BYTES + more, left);
-    stream->reserve = least(stream->reserve - more + (left - tail) / 256, RESERVE_MAX);
-    stream->usual_size = most(size, stream->usual_size - stream->usual_size / 8);
-    return tail;
 }
 
 /* The ring refused the chunk behind its first `sent` bytes. A chunk whose first record came is a chunk that
@@ -234,9 +247,10 @@ INLINE bool plan(struct connection *connection, struct work *work, struct contro
         head = least(head, most(stream->allowance, work->framing));
     head = under_pressure(head, work->fill, work->is_start);
     uint32_t left = wanted - head;
-    bool is_long = left || stream->allowance < TURN_ALLOWANCE - ALLOWANCE;
-    work->may_be_pipelined = requests && work->readable && is_long && !call->messages;
-    uint32_t tail = database && !requests ? tail_of(stream, call->size, head, left) : least(TAIL_BYTES, left);
+    bool is_long = requests ? left || stream->allowance < TURN_ALLOWANCE - ALLOWANCE : left > TAIL_BYTES;
+    work->is_request = requests;
+    work->at_end = database && is_long && work->readable && !call->messages;
+    uint32_t tail = least(TAIL_BYTES, left);
     if (!work->readable) {
         head = tail = 0;
         if (wanted)

@@ -58,8 +58,6 @@ struct stream {
     uint8_t padding[2];
     uint32_t origin;          /* TCP: sequence number before the first of `bytes` */
     int32_t gap;              /* TCP: bytes told as gap so far */
-    uint32_t usual_size;      /* of a database's answers: bytes of the largest call of late */
-    uint32_t reserve;         /* of the same: bytes that a tail may be longer, see tail_of() */
     uint8_t first[CLASSIFY_BYTES]; /* of a message that comes a few bytes at a time, until it is known */
 };
 
@@ -142,7 +140,8 @@ struct work {
     uint8_t awaited;        /* the core reads on in this chunk */
     uint8_t readable;
     uint8_t is_start;       /* of a message, or of a turn */
-    uint8_t may_be_pipelined;
+    uint8_t is_request;     /* of a database */
+    uint8_t at_end;         /* the last bytes are looked at before anything is sent */
     uint8_t first_bytes;    /* of the payload: so many of the call's first are there, to know a message start by */
     uint32_t framing;       /* bytes copied whatever is left of the allowance */
     uint64_t pos;           /* of the chunk */
@@ -151,7 +150,7 @@ struct work {
     uint32_t length;        /* of a message */
     uint8_t first[2 * CLASSIFY_BYTES];
     struct classified found; /* of these */
-    uint8_t end[PIPELINE_BYTES]; /* of a call */
+    uint8_t end[3 * END_BYTES]; /* the last of the call; three times: see `payload` */
     struct connection fresh;
     struct open_event open;
     uint8_t path[PATH_BYTES_ROUND]; /* directly behind, as in the record */
@@ -167,5 +166,5 @@ BPF_F_TABLE("array", int, struct work, works, CPUS, 0);
 
 /* Programs to jump to (tails.bpf.c). A jump does not cross types of programs: the loader loads them once for each
  * type, and puts the descriptor of that type's array in place of this one. */
-enum tail { TAIL_CHUNK, TAIL_SEND, TAIL_MESSAGES, TAIL_PIPELINED };
+enum tail { TAIL_CHUNK, TAIL_SEND, TAIL_MESSAGES, TAIL_AT_END };
 #define TAILS bpf_pseudo_fd(1, TAILS_FD)

@@ -42,17 +42,17 @@ int tail_chunk(void *ctx)
     struct control *shared = control.lookup(&zero);
     struct kernel_counters *counts = counters.lookup(&cpu);
     if (work && shared && counts && !shared->paused && chunk(work, shared, counts))
-        jump(ctx, work->may_be_pipelined ? TAIL_PIPELINED : TAIL_SEND);
+        jump(ctx, work->at_end ? TAIL_AT_END : TAIL_SEND);
     return 0;
 }
 
-int tail_pipelined(void *ctx)
+int tail_at_end(void *ctx)
 {
     int cpu = bpf_get_smp_processor_id();
     struct work *work = works.lookup(&cpu);
     if (!work)
         return 0;
-    pipelined(work);
+    at_end(work);
     jump(ctx, TAIL_SEND);
     return 0;
 }

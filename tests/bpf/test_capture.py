@@ -53,7 +53,7 @@ RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, RECEIVE_QUEUE, SEND_QUEUE = 19, 20, 21, 1, 2
 SERVER, CLIENT = 2, 1
 ALLOWANCE, TAIL = 65536, 16
-TURN_ALLOWANCE, ANSWERS_TO_REQUESTS, TAIL_MAX = 4 * ALLOWANCE, 32, 256  # of bpf/chunk.bpf.h
+TURN_ALLOWANCE, ANSWERS_TO_REQUESTS = 4 * ALLOWANCE, 32  # of bpf/chunk.bpf.h
 TARGETS_OF_SYSCALLS = [t for name, of in TARGETS.items() if "probe" not in name for t in of]
 Pair = tuple[socket.socket, socket.socket]
 
@@ -461,18 +461,66 @@ def test_what_is_no_pipeline_stops_being_copied(tracer: Tracer, begin: bytes) ->
         assert len(tracer.of("chunk", OUT, conn_id)[-1].head) == (4700 if begin == redis_set(0) else 0)
 
 
-def test_the_last_call_of_a_long_answer_has_a_longer_tail(tracer: Tracer) -> None:
-    """As it is shorter than those before: of each 256 bytes that were not copied one."""
+def sqlstate(text: int) -> bytes:
+    """PostgreSQL's ErrorResponse, with a text so long."""
+    fields = b"SERROR\0C22012\0M" + b"t" * text + b"\0\0"
+    return b"E" + struct.pack(">I", 4 + len(fields)) + fields
+
+
+QUERY = b"Q\0\0\0\x0dSELECT 1\0"
+READY = b"Z\0\0\0\x05I"
+
+
+@pytest.mark.parametrize("rows", [0, 700, 15_000, 30_000])
+@pytest.mark.parametrize("message", [sqlstate(10), sqlstate(480), sqlstate(100) + READY])
+def test_an_error_that_ends_a_long_answer_is_copied_whole(tracer: Tracer, message: bytes, rows: int) -> None:
+    """Whatever vectors it lies in; rows of the same length are not, nor is what the answer goes on behind."""
     with pair() as (client, server):
-        move([b"*2\r\n$4\r\nKEYS\r\n$1\r\n*\r\n"], client, server)
+        move([QUERY], client, server)
+        conn_id = opened(tracer, server).conn_id
+        move([b"x" * 65_000] * 5, server, client)
+        rest = b"x" * rows
+        for pieces in (
+            [rest + message],
+            [rest, message],
+            [rest + message + b"x"],
+            [rest + b"x" * len(message)],
+        ):
+            server.sendmsg(pieces)
+            exactly(client, sum(map(len, pieces)))
+        tails = [e.tail for e in tracer.of("chunk", OUT, conn_id)][-4:]
+    assert tails[:2] == [message, message]
+    assert [len(tail) for tail in tails[2:]] == [TAIL, TAIL]
+
+
+def test_the_receiver_of_a_long_answer_copies_its_error_too(tracer: Tracer) -> None:
+    """Not where several vectors were offered: which of them the bytes ended in is not told."""
+    message = sqlstate(100)
+    call = b"x" * 3000 + message
+    with pair() as (client, server):
+        move([QUERY], client, server)
         conn_id = opened(tracer, client).conn_id
-        sizes = [65_000] * 9 + [16_000, 1000, 15_000, 900, 900]
-        for size in sizes:
-            move([b"x" * size], server, client)
-        tails = [len(e.tail) for e in tracer.of("chunk", IN, conn_id)]
-        assert tails[-10:-5] == [TAIL] * 5
-        assert tails[-5:-2] == [TAIL_MAX] * 3 and TAIL < tails[-1] < tails[-2] < TAIL_MAX
-        assert sum(tail - TAIL for tail in tails[-10:]) < (sum(sizes) - TURN_ALLOWANCE) / 256
+        move([b"x" * 65_000] * 5, server, client)
+        for buffers in ([bytearray(9000)], [bytearray(2000), bytearray(9000)]):
+            server.sendall(call)
+            assert client.recvmsg_into(buffers)[0] == len(call)
+        tails = [e.tail for e in tracer.of("chunk", IN, conn_id)][-2:]
+    assert tails == [message, message[-TAIL:]]
+
+
+@pytest.mark.parametrize("message", [sqlstate(10), sqlstate(480)])
+@pytest.mark.parametrize("left", [1, 500, 8000, 16_368, 16_000 * 2])
+def test_an_error_in_the_call_that_is_copied_in_part(tracer: Tracer, message: bytes, left: int) -> None:
+    """The turn's allowance ends within the call: the tail has what room the last record has."""
+    with pair() as (client, server):
+        move([QUERY], client, server)
+        conn_id = opened(tracer, server).conn_id
+        allowance = TURN_ALLOWANCE + ANSWERS_TO_REQUESTS * len(QUERY)
+        move([b"x" * (allowance - left), b"x" * 40_000 + message], server, client)
+        events = tracer.of("chunk", OUT, conn_id)
+    assert sum(len(e.head) for e in events) == allowance
+    room = 16_384 - ((left - 1) % (16_384 - TAIL) + 1)
+    assert events[-1].tail == (message if room >= len(message) else message[-TAIL:])
 
 
 def test_behind_what_is_skipped_a_database_goes_on(tracer: Tracer) -> None:
@@ -737,7 +785,7 @@ def test_a_connection_that_begins_after_its_end_was_sent(tracer: Tracer, both: b
         client.close()
         while server.recv(1 << 20):
             pass
-    tracer.wait(lambda events: bool(ended(events)))
+    tracer.wait(lambda events: len(ended(events)) == 1)
     assert tracer.counted()["gap_bytes"] == 0
 
 

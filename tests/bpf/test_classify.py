@@ -164,23 +164,82 @@ NO_PIPELINES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("protocol", "data", "wanted"), [(*p, True) for p in PIPELINES] + [(*p, False) for p in NO_PIPELINES]
-)
-def test_what_goes_on_in_a_pipeline(tmp_path: Path, protocol: int, data: bytes, wanted: bool) -> None:
-    """Wherever it stands among the bytes looked at; what is cut off at their end tells nothing."""
-    source, library = tmp_path / "pipeline.c", tmp_path / "pipeline.so"
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    folder = tmp_path_factory.mktemp("ends")
+    source, library = folder / "ends.c", folder / "ends.so"
     source.write_text(
         "#include <stdbool.h>\n#include <stdint.h>\n"
-        f'#include "{BPF}/protocols.h"\n#include "{BPF}/pipeline.h"\n'
-        "int run(int protocol, const uint8_t *bytes) { return pipeline_goes_on(protocol, bytes); }\n"
+        f'#include "{BPF}/protocols.h"\n#include "{BPF}/ends.h"\n'
+        "int pipeline(int protocol, const uint8_t *end) { return ends_in_pipeline(protocol, end); }\n"
+        "int error(int protocol, const uint8_t *end) { return error_at_end(protocol, end); }\n"
     )
     strict = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", *strict, "-o", library, source], check=True)
-    run = ctypes.CDLL(str(library)).run
+    return ctypes.CDLL(str(library))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "data", "wanted"), [(*p, True) for p in PIPELINES] + [(*p, False) for p in NO_PIPELINES]
+)
+def test_what_goes_on_in_a_pipeline(ends: ctypes.CDLL, protocol: int, data: bytes, wanted: bool) -> None:
+    """Wherever it stands among the bytes looked at; what is cut off at their end tells nothing."""
     for before in (0, 1, 100, 512 - len(data)):
-        assert run(protocol, (b"x" * before + data).ljust(512, b"x")) == wanted
-    assert not run(protocol, b"x" * 506 + data), "no more than 512 bytes"
+        assert ends.pipeline(protocol, (b"x" * before + data).ljust(512, b"x")) == wanted
+    assert not ends.pipeline(protocol, b"x" * 506 + data), "no more than 512 bytes"
+
+
+def refusal(text: bytes) -> bytes:
+    """https://www.postgresql.org/docs/15/protocol-message-formats.html: ErrorResponse."""
+    fields = b"SERROR\0VERROR\0C22012\0M" + text + b"\0\0"
+    return b"E" + (4 + len(fields)).to_bytes(4, "big") + fields
+
+
+def err(text: bytes) -> bytes:
+    """https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_basic_err_packet.html."""
+    packet = b"\xff\x28\x04#42000" + text
+    return len(packet).to_bytes(3, "little") + b"\x07" + packet
+
+
+READY = b"Z\0\0\0\x05I"
+
+
+@pytest.mark.parametrize("length", [0, 1, 20, 200, 247, 248, 249, 400, 470])
+@pytest.mark.parametrize(
+    ("protocol", "error"),
+    [
+        (POSTGRESQL, refusal),
+        (POSTGRESQL, lambda text: refusal(text) + READY),
+        (POSTGRESQL, lambda text: refusal(b"inner E\0\0\1\2" + text)),
+        (MYSQL, err),
+        (MYSQL, lambda text: err(text[1:] + b"#")),
+    ],
+)
+def test_an_error_at_the_end_of_rows_is_found(ends: ctypes.CDLL, protocol, error, length: int) -> None:
+    message = error(b"t" * length)
+    for rows in (b"x", b"\0", b"\xff", b"#", b"E\0\0\0\4", b"\4\0\0\1\xff\0\0#"):
+        data = rows * 512 + message
+        assert ends.error(protocol, data[-512:]) == (len(message) if len(message) <= 512 else 0)
+        for cut in (1, 2, 5):
+            assert not ends.error(protocol, data[-512 - cut : -cut]), "it ends with the call, or is none"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "end"),
+    [
+        (POSTGRESQL, b"C\0\0\0\x0dSELECT 1\0" + READY),
+        (POSTGRESQL, READY),
+        (POSTGRESQL, err(b"of another protocol")),
+        (MYSQL, refusal(b"of another protocol")),
+        (MYSQL, b"\5\0\0\6\xfe\0\0\2\0"),  # EOF
+        (MYSQL, b"\x0d\0\0\1\xff\x28\x04too many"),  # no SQLSTATE: before the login
+        (REDIS, b"-ERR no\r\n"),
+        (HTTP1, b"HTTP/1.1 500 E\r\n\r\n"),
+    ],
+)
+def test_other_ends_are_no_error(ends: ctypes.CDLL, protocol: int, end: bytes) -> None:
+    for rows in (b"x", b"\0", b"\xff"):
+        assert ends.error(protocol, (rows * 512 + end)[-512:]) == 0
 
 
 @pytest.fixture(scope="module")

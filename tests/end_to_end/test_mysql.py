@@ -97,6 +97,20 @@ def test_a_connection_that_was_there_before_the_agent(trace):
     assert told == [("SELECT ? AS two", None), ("USE second", None), ("SELECT ? AS three", "second")]
 
 
+def test_an_error_at_the_end_of_a_long_result_has_its_code(trace):
+    """When all before it was received: what a call receives at full speed may end within the error."""
+    statement = "SELECT REPEAT('x', 1000), SLEEP(IF(seq % 8000 = 0, 0.4, 0)) FROM seq_1_to_60000"
+    with mariadb() as server, trace([os.getpid()], exact=False) as traced:
+        target = {"host": "127.0.0.1", "port": server.port, "user": "tester", "database": "test"}
+        with pymysql.connect(**target) as connection, connection.cursor() as cursor:
+            cursor.execute("SET max_statement_time = 1")
+            with pytest.raises(pymysql.err.OperationalError) as refused:
+                cursor.execute(statement)
+    (span,) = [s for s in traced.of(CLIENT) if s["db.query.text"] == safe(statement)]
+    assert refused.value.args[0] == 1969
+    assert (span["db.response.status_code"], span["error.type"]) == ("1969", "1969")
+
+
 def test_the_servers_side_is_traced_if_asked_for(trace):
     with mariadb() as server, client("pymysql", server, "query") as program:
         with trace(server.pids, EBPF_OTLP_TRACER_DATABASE_SERVER_SPANS="true") as traced:
