@@ -39,6 +39,7 @@ from agent.resource_text import parse_attributes
 BACK_OFF_S, BACK_OFF_MAX_S = 0.1, 10.0
 HEALTHY_S = 60.0  # a pipeline that ran for so long starts the back-off anew
 HANG_S = 30.0  # without a sign of life from the pipeline
+START_S = 120.0  # the same, from its set-up until it is ready: a busy machine takes long to import
 SWEEP_S = 10.0  # processes whose exit event was lost are found by then
 STOP_MARGIN_S = 2.0  # beyond the exporters' own time: reading the ring empty, the summary
 NAMED_MAX = 8  # processes that the ready line names
@@ -108,6 +109,7 @@ class Keeper:
         self._child: subprocess.Popen[bytes] | None = None
         self._channel: messages.Channel | None = None
         self._child_started_s = self._child_heard_s = 0.0
+        self._child_silent_max_s = HANG_S
         self._is_ready = False  # the first pipeline was
         self._restarts = 0
         self._restart_at_s: float | None = None
@@ -160,9 +162,8 @@ class Keeper:
         now = time.monotonic()
         if self._restart_at_s is not None and now >= self._restart_at_s:
             self._restart(kernel)
-        if self._channel is not None and now - self._child_heard_s > HANG_S:
-            self._log.warn("the pipeline does not answer; it is started again", silent_s=HANG_S)
-            self._on_pipeline_end()
+        if self._channel is not None and now - self._child_heard_s > self._child_silent_max_s:
+            self._on_silence()
         if now >= self._next_sweep_s:
             self._sweep(kernel)
             self._next_sweep_s = now + SWEEP_S
@@ -332,10 +333,12 @@ class Keeper:
         theirs.close()
         self._channel = channel
         self._selection.own.add(self._child.pid)
-        self._child_started_s = self._child_heard_s = time.monotonic()
+        self._child_started_s = time.monotonic()
         self._epoll.register(channel, select.EPOLLIN | select.EPOLLRDHUP)
 
     def _set_up_pipeline(self, kernel: KernelSide) -> None:
+        """Its silence counts from here: the first one waits until the kernel programs are compiled."""
+        self._child_heard_s, self._child_silent_max_s = time.monotonic(), START_S
         descriptors = {
             "ring": kernel.maps["events"],
             "demands": kernel.maps["demands"],
@@ -395,7 +398,7 @@ class Keeper:
             if message is None:
                 self._on_pipeline_end()
                 return
-            self._child_heard_s = time.monotonic()
+            self._child_heard_s, self._child_silent_max_s = time.monotonic(), HANG_S
             if message.name == "ready":
                 self._on_ready(kernel)
             elif message.name == "stats":
@@ -415,6 +418,16 @@ class Keeper:
         off = [hooks.sentence(each) for each in hooks.switched_off(kernel.refused)]
         traced = f"tracing {', '.join(names)}" if names else "waiting for what is selected"
         self._log.info("; ".join([f"ready: {traced}", *off]), version=__version__)
+
+    def _on_silence(self) -> None:
+        if self._is_ready:
+            self._log.warn("the pipeline does not answer", silent_s=self._child_silent_max_s)
+        else:
+            self._log.error(
+                f"the pipeline was not ready within {self._child_silent_max_s:g} s",
+                "this machine may be overloaded, or its limits too low for the agent: start it again",
+            )
+        self._on_pipeline_end()
 
     def _on_pipeline_end(self) -> None:
         """It crashed, or hangs: another one is started after a pause, unless it could never begin."""

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real keeper with a fake kernel side: events come in on standard input, calls go to standard output.
 
-`python -m tests.agent.fake_keeper OPTIONS-AS-JSON`. An event is a JSON line: kind, tgid, parent_tgid, traced.
+`python -m tests.agent.fake_keeper OPTIONS-AS-JSON [SECONDS-AS-JSON]`. An event is a JSON line: kind, tgid,
+parent_tgid, traced. Seconds: constants of agent/keeper.py, and LOAD_S, which the kernel side takes to load.
 """
 
 import json
 import os
 import select
 import sys
+import time
 from collections.abc import Callable, Container, Sequence
 from typing import Any
 
+from agent import keeper
 from agent.backend import Backend
 from agent.config import OPTIONS
 from agent.keeper import Keeper
@@ -96,8 +99,18 @@ def main() -> int:
     config_fd = os.memfd_create("config", 0)
     command = (sys.executable, "-m", "tests.agent.fake_pipeline")
     given = options(**json.loads(sys.argv[1]))
+    seconds = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+    load_s = seconds.pop("LOAD_S", 0)
+    for name, value in seconds.items():
+        assert hasattr(keeper, name), name
+        setattr(keeper, name, value)
+
+    def load() -> FakeKernel:
+        time.sleep(load_s)
+        return FakeKernel()
+
     log = Log("debug", "keeper")
-    return Keeper(given, config_fd, log, FakeKernel, command, lambda kernel, log: None).run()
+    return Keeper(given, config_fd, log, load, command, lambda kernel, log: None).run()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pipeline that only listens: says each message it receives as a JSON line; the tests' stand-in.
 
-FAKE_PIPELINE: "refuse" exits with 78 at once, "garbage" sends what no pipeline may.
+FAKE_PIPELINE: "refuse" exits with 78 at once, "garbage" sends what no pipeline may, "slow" takes a second to
+be ready, "never" longer than that, "hang" stops when it is.
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 
 from agent import messages
 
@@ -36,8 +38,14 @@ def main() -> int:
                 channel.sock.send(b"\xff\x00 garbage")
                 channel.sock.send(b'{"type":"stop","timeout_s":0}')
                 channel.sock.send(b'{"type":"stats","spans":{"a":-1},"ledger":{}}')
+            if mode == "never":
+                continue
+            if mode == "slow":
+                time.sleep(1)
             channel.send("ready")
             channel.send("stats", spans={"shop": 3}, ledger={"chunks.parsed": 5})
+            if mode == "hang":
+                os.kill(os.getpid(), signal.SIGSTOP)
         if message.name == "stop":
             return 0
 

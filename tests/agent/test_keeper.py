@@ -24,9 +24,9 @@ TIMEOUT_S = 30
 class Running:
     """A keeper that runs; what it and its pipeline do comes as lines."""
 
-    def __init__(self, config: dict[str, Any], pipeline: str) -> None:
+    def __init__(self, config: dict[str, Any], pipeline: str, seconds: dict[str, float]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.agent.fake_keeper", json.dumps(config)],
+            [sys.executable, "-m", "tests.agent.fake_keeper", json.dumps(config), json.dumps(seconds)],
             bufsize=0,  # select() and readline() agree on what is there
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -65,8 +65,8 @@ class Running:
 def start() -> Iterator[Callable[..., Running]]:
     running: list[Running] = []
 
-    def begin(pipeline: str = "", **config: Any) -> Running:
-        running.append(Running(config, pipeline))
+    def begin(pipeline: str = "", seconds: dict[str, float] | None = None, **config: Any) -> Running:
+        running.append(Running(config, pipeline, seconds or {}))
         return running[-1]
 
     yield begin
@@ -201,6 +201,39 @@ def test_pipeline_that_refuses_to_start_ends_the_run_with_its_status(
 ) -> None:
     status, _ = start(pipeline="refuse", select__pid=[target.pid]).end()
     assert status == 78
+
+
+def test_pipeline_that_hangs_is_started_again(start: Callable[..., Running], target: Any) -> None:
+    seconds = {"HANG_S": 0.5, "SWEEP_S": 0.1}
+    keeper = start(pipeline="hang", seconds=seconds, select__pid=[target.pid])
+    first, second = keeper.wait("hello")["pid"], keeper.wait("hello")["pid"]
+    assert first != second and not os.path.exists(f"/proc/{first}")
+    keeper.process.send_signal(signal.SIGINT)
+    keeper.wait("kernel.close")
+    keeper.process.send_signal(signal.SIGINT)  # the second one hangs, too
+    assert 'msg="the pipeline does not answer" silent_s=0.5' in keeper.end()[1]
+
+
+def test_silence_while_the_kernel_programs_are_compiled_is_none(
+    start: Callable[..., Running], target: Any
+) -> None:
+    """It waits for its set-up: a machine that compiles for half a minute could never have started."""
+    seconds = {"HANG_S": 0.5, "START_S": 20, "LOAD_S": 1.5, "SWEEP_S": 0.1}
+    keeper = start(pipeline="slow", seconds=seconds, select__pid=[target.pid])
+    keeper.wait("keeper")
+    keeper.process.send_signal(signal.SIGTERM)
+    status, said = keeper.end()
+    assert (status, said.count('msg="ready:'), "answer" in said) == (0, 1, False)
+
+
+def test_pipeline_that_is_never_ready_ends_the_run(start: Callable[..., Running], target: Any) -> None:
+    keeper = start(pipeline="never", seconds={"START_S": 0.5, "SWEEP_S": 0.1}, select__pid=[target.pid])
+    status, said = keeper.end()
+    assert (
+        status == 1
+        and "the pipeline was not ready within 0.5 s" in said
+        and "again" not in said.split("hint")[0]
+    )
 
 
 def test_second_signal_ends_at_once(start: Callable[..., Running], target: Any) -> None:
