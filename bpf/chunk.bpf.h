@@ -177,7 +177,10 @@ INLINE void pipelined(struct connection *connection, struct work *work)
 INLINE void answered(const struct connection *connection, struct work *work)
 {
     const struct call *call = &work->call;
-    uint32_t n = take_end(work, call), found = error_at_end(connection->protocol, work->end);
+    work->end_size = take_end(work, call);
+    uint8_t protocol = connection->protocol;
+    FORGET();
+    uint32_t n = work->end_size, found = error_at_end(protocol, work->end);
     uint32_t filled = work->head ? (work->head - 1) % HEAD_MAX + 1 : 0; /* of the last record */
     uint32_t left = call->size - work->chunk.offset - work->head;
     if (found <= n && found <= left && found <= PAYLOAD_CLASS_MAX - filled)

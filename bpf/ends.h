@@ -37,31 +37,46 @@ static inline __attribute__((always_inline)) bool ends_in_pipeline(uint8_t proto
     return !differs;
 }
 
+/* Not 0 if one of the bytes is FF, eight at a time: no text in UTF-8 has it. */
+static inline __attribute__((always_inline)) uint64_t has_ff(const uint8_t *end)
+{
+    const uint64_t *words = __builtin_assume_aligned(end, sizeof(uint64_t));
+    uint64_t found = 0;
+#pragma clang loop unroll(disable)
+    for (uint32_t i = 0; i < END_BYTES / sizeof(*words); i++)
+        found |= (~words[i] - 0x0101010101010101) & words[i] & 0x8080808080808080;
+    return found;
+}
+
 /* Of a server: how many of the last bytes are an error that ends with them, or 0. Behind rows it is longer than what is
  * copied of each call, and its code stands at its beginning. PostgreSQL: ErrorResponse, and a ReadyForQuery that came
- * with it. MySQL: ERR_Packet with an SQLSTATE. Where a message of their length would have to begin there is no doubt. */
+ * with it. MySQL: ERR_Packet with an SQLSTATE. Where a message of their length would have to begin there is no doubt; a
+ * text that holds such a beginning again makes it more. */
 static inline __attribute__((always_inline)) uint32_t error_at_end(uint8_t protocol, const uint8_t *end)
 {
     enum { READY_SIZE = 6 };
-    /* The bytes up to the last one that is fixed, 8 at most, and where among them the length's 16 bits belong. */
-    uint64_t mask = 0x000000ffffffffff, fixed = 0x0000004500000000; /* E, length: of itself and the fields */
-    uint64_t low = 0, high = 8, begins = 5, ready = 0;
-    if (protocol == PROTOCOL_MYSQL) {
-        mask = 0xffffff00ff0000ff, fixed = 0x00000000ff000023; /* length, sequence id, FF, code, # of an SQLSTATE */
-        low = 56, high = 48, begins = 8;
-    } else if (protocol != PROTOCOL_POSTGRESQL) {
+    /* Without jumps, again. All ones for the protocol, and where there is a ReadyForQuery. */
+    uint64_t postgresql = is_not_zero(protocol ^ PROTOCOL_POSTGRESQL) - 1;
+    uint64_t mysql = is_not_zero(protocol ^ PROTOCOL_MYSQL) - 1;
+    const uint8_t *ready = end + END_BYTES - READY_SIZE;
+    uint64_t other = (ready[0] ^ 'Z') | ready[1] | ready[2] | ready[3] | (ready[4] ^ (READY_SIZE - 1));
+    uint64_t is_ready = postgresql & (is_not_zero(other) - 1);
+    /* Rows seldom end with 0, as the last field does and the list of fields, or have an FF. Where they do not, no error is
+     * searched for: that would take longer than all else that is done about the call. */
+    uint64_t zeros = ((ready[-1] | ready[-2]) & is_ready) | ((ready[4] | ready[5]) & ~is_ready);
+    if (!((mysql & -is_not_zero(has_ff(end))) | (postgresql & (is_not_zero(zeros) - 1))))
         return 0;
-    } else {
-        const uint8_t *last = end + END_BYTES - READY_SIZE;
-        ready = last[0] == 'Z' && !(last[1] | last[2] | last[3]) && last[4] == READY_SIZE - 1 ? READY_SIZE : 0;
-    }
-    uint64_t last = 0, found = 0;
+    /* Eight bytes that end with the last one which is fixed. PostgreSQL: E, length of itself and the fields, in four
+     * bytes. MySQL: length of what is behind the sequence id, in three bytes, that id, FF, code, # of the SQLSTATE. */
+    uint64_t mask = 0xffffff00ff0000ff ^ (postgresql & (0xffffff00ff0000ff ^ 0x000000ffffffffff));
+    uint64_t fixed = 0x00000000ff000023 ^ (postgresql & (0x00000000ff000023 ^ 0x0000004500000000));
+    uint64_t begins = 8 - (3 & postgresql), length = END_BYTES + 3 - (READY_SIZE & is_ready), last = 0, found = 0;
 #pragma clang loop unroll(disable)
-    for (uint32_t i = 0; i < END_BYTES; i++) {
-        uint64_t rest = END_BYTES - 1 - i, length = rest - ready + 4;
+    for (uint32_t i = 0; i < END_BYTES; i++, length--) {
+        uint64_t reversed = (length & 0xff) << 56 | length >> 8 << 48;
+        uint64_t wanted = fixed | (length & postgresql) | (reversed & ~postgresql);
         last = last << 8 | end[i];
-        uint64_t wanted = fixed | (length & 0xff) << low | length >> 8 << high;
-        found += (begins + rest) * (1 - (is_not_zero(found) | is_not_zero((last & mask) ^ wanted)));
+        found |= (begins + END_BYTES - 1 - i) & (is_not_zero((last & mask) ^ wanted) - 1);
     }
     return found;
 }

@@ -143,6 +143,7 @@ struct work {
     uint8_t is_request;     /* of a database */
     uint8_t at_end;         /* the last bytes are looked at before anything is sent */
     uint8_t first_bytes;    /* of the payload: so many of the call's first are there, to know a message start by */
+    uint32_t end_size;      /* bytes in `end` */
     uint32_t framing;       /* bytes copied whatever is left of the allowance */
     uint64_t pos;           /* of the chunk */
     uint64_t fill;          /* bytes that wait in the ring */
@@ -150,7 +151,7 @@ struct work {
     uint32_t length;        /* of a message */
     uint8_t first[2 * CLASSIFY_BYTES];
     struct classified found; /* of these */
-    uint8_t end[3 * END_BYTES]; /* the last of the call; three times: see `payload` */
+    uint8_t end[3 * END_BYTES] __attribute__((aligned(8))); /* the last of the call; three times: see `payload` */
     struct connection fresh;
     struct open_event open;
     uint8_t path[PATH_BYTES_ROUND]; /* directly behind, as in the record */
