@@ -44,7 +44,7 @@ BPF_FOLDER = Path(__file__).parent.parent / "bpf"
 FDS_PER_MESSAGE = 200  # the kernel takes 253 (SCM_MAX_FD)
 LOG_BYTES = 16 << 20  # of the verifier; touched only when it refuses
 BPF_MAP_CREATE, BPF_MAP_TYPE_PROG_ARRAY, BPF_MAP_TYPE_RINGBUF = 0, 3, 27
-TAILS = ("chunk", "send", "messages", "at_end")  # enum tail of bpf/maps.bpf.h
+TAILS = ("chunk", "send", "messages", "at_end", "pipelined", "answered")  # enum tail of bpf/maps.bpf.h
 SYS_BPF = {"x86_64": 321, "aarch64": 280}
 PROGRAM_TYPES = {"kprobe": 2, "kretprobe": 2, "tracepoint": 5, "raw_tracepoint": 17}
 

@@ -121,43 +121,52 @@ INLINE enum verdict classify_so_far(struct connection *connection, uint32_t dire
     return verdict;
 }
 
-/* Puts the last bytes of the call at the end of work->end, up to END_BYTES; returns their number. Of several vectors
- * the last is looked at: those of a send are full. */
-INLINE uint32_t take_end(struct work *work, const struct call *call)
+/* The last bytes of the call, up to END_BYTES, at the end of work->end. Of several vectors the last is looked at: those
+ * of a send are full. */
+INLINE void take_end(struct work *work)
 {
+    const struct call *call = &work->call;
+    work->end_size = 0;
     uint64_t vector[2] = {call->buffer, call->size}; /* base, length */
     if (call->vectored) {
         uint64_t at = call->buffer + (call->count - 1) * sizeof(vector);
         if (call->count > 1 && call->direction == DIRECTION_IN)
-            return 0;
+            return;
         long failed;
         if (call->kernel_vectors)
             failed = bpf_probe_read_kernel(vector, sizeof(vector), (void *)at);
         else
             failed = bpf_probe_read_user(vector, sizeof(vector), (void *)at);
         if (failed)
-            return 0;
+            return;
         if (vector[1] > call->size)
             vector[1] = call->size;
     }
     uint32_t n = vector[1] < END_BYTES ? vector[1] : END_BYTES;
     uint64_t into = BOUND(END_BYTES - n, END_BYTES - 1), length = BOUND(n, 2 * END_BYTES - 1);
-    return bpf_probe_read_user(work->end + into, length, (void *)(vector[0] + vector[1] - n)) == 0 ? n : 0;
+    if (bpf_probe_read_user(work->end + into, length, (void *)(vector[0] + vector[1] - n)) == 0)
+        work->end_size = n;
 }
 
 /* The call in `work` is of a turn of requests that has become long, or is long itself. What is said in many messages is
  * copied as far as it goes; a large value, a COPY or a file is not: no message begins with its calls, and none at their
  * ends. Where the copying has stopped, the core goes on with a call that begins a message, and with no other. */
-INLINE void pipelined(struct connection *connection, struct work *work)
+INLINE void pipelined(struct work *work)
 {
     const struct call *call = &work->call;
+    uint64_t sk = call->sk;
+    struct connection *connection = connections.lookup(&sk);
+    if (!connection)
+        connection = unix_connections.lookup(&sk);
+    if (!connection)
+        return;
     struct stream *stream = &connection->streams[call->direction & 1];
     uint8_t protocol = connection->protocol;
     uint32_t allowance = stream->allowance + work->head;
     work->is_start = classify_again(protocol, work->payload, work->first_bytes, call->size, true) == VERDICT_YES;
     FORGET();
     bool begins = work->is_start;
-    bool small = (begins || allowance) && take_end(work, call) == END_BYTES && ends_in_pipeline(protocol, work->end);
+    bool small = (begins || allowance) && work->end_size == END_BYTES && ends_in_pipeline(protocol, work->end);
     if (small)
         allowance = call->size + TURN_ALLOWANCE;
     else if (begins)
@@ -174,32 +183,13 @@ INLINE void pipelined(struct connection *connection, struct work *work)
 }
 
 /* The call in `work` is of a long answer. An error that ends it is copied as a whole, if the record has room for it. */
-INLINE void answered(const struct connection *connection, struct work *work)
+INLINE void answered(struct work *work)
 {
-    const struct call *call = &work->call;
-    work->end_size = take_end(work, call);
-    uint8_t protocol = connection->protocol;
-    FORGET();
-    uint32_t n = work->end_size, found = error_at_end(protocol, work->end);
+    uint32_t found = error_at_end(work->chunk.header.protocol, work->end);
     uint32_t filled = work->head ? (work->head - 1) % HEAD_MAX + 1 : 0; /* of the last record */
-    uint32_t left = call->size - work->chunk.offset - work->head;
-    if (found <= n && found <= left && found <= PAYLOAD_CLASS_MAX - filled)
+    uint32_t left = work->call.size - work->chunk.offset - work->head;
+    if (found <= work->end_size && found <= left && found <= PAYLOAD_CLASS_MAX - filled)
         work->tail = most(work->tail, found);
-}
-
-/* Of what is not copied of the call in `work`, the end is looked at. */
-INLINE void at_end(struct work *work)
-{
-    uint64_t sk = work->call.sk;
-    struct connection *connection = connections.lookup(&sk);
-    if (!connection)
-        connection = unix_connections.lookup(&sk);
-    if (!connection)
-        return;
-    if (work->is_request)
-        pipelined(connection, work);
-    else
-        answered(connection, work);
 }
 
 /* Are requests sent in this direction? Of a connection whose role is not known none are, and no turn is long. */

@@ -5,13 +5,19 @@
 
 enum ends_limits { END_BYTES = 512 };
 
+/* Clang takes the value for another one from here on. It would make jumps of arithmetic, and count a loop by a value of
+ * which the verifier does not know when it ends. */
+#define KEEP(value) asm volatile("" : "+r"(value))
+
 /* 0 if `a` is 0, else 1: without a jump, as each in a loop doubles what the verifier has to look at (Linux 6.1: "The
- * sequence of 8193 jumps is too complex"). The empty statement keeps clang from making one. */
+ * sequence of 8193 jumps is too complex"). */
 static inline __attribute__((always_inline)) uint64_t is_not_zero(uint64_t a)
 {
     uint64_t minus = -a;
-    asm volatile("" : "+r"(minus));
-    return (a | minus) >> 63;
+    KEEP(minus);
+    uint64_t one = (a | minus) >> 63;
+    KEEP(one);
+    return one;
 }
 
 /* Of a client: is there the beginning of a command? Then the call is of a pipeline, and not of a large value. Redis: an array
@@ -43,8 +49,10 @@ static inline __attribute__((always_inline)) uint64_t has_ff(const uint8_t *end)
     const uint64_t *words = __builtin_assume_aligned(end, sizeof(uint64_t));
     uint64_t found = 0;
 #pragma clang loop unroll(disable)
-    for (uint32_t i = 0; i < END_BYTES / sizeof(*words); i++)
+    for (uint64_t i = 0; i < END_BYTES / sizeof(*words); i++) {
+        KEEP(i);
         found |= (~words[i] - 0x0101010101010101) & words[i] & 0x8080808080808080;
+    }
     return found;
 }
 
@@ -70,9 +78,11 @@ static inline __attribute__((always_inline)) uint32_t error_at_end(uint8_t proto
      * bytes. MySQL: length of what is behind the sequence id, in three bytes, that id, FF, code, # of the SQLSTATE. */
     uint64_t mask = 0xffffff00ff0000ff ^ (postgresql & (0xffffff00ff0000ff ^ 0x000000ffffffffff));
     uint64_t fixed = 0x00000000ff000023 ^ (postgresql & (0x00000000ff000023 ^ 0x0000004500000000));
-    uint64_t begins = 8 - (3 & postgresql), length = END_BYTES + 3 - (READY_SIZE & is_ready), last = 0, found = 0;
+    uint64_t begins = 8 - (3 & postgresql), longest = END_BYTES + 3 - (READY_SIZE & is_ready), last = 0, found = 0;
 #pragma clang loop unroll(disable)
-    for (uint32_t i = 0; i < END_BYTES; i++, length--) {
+    for (uint64_t i = 0; i < END_BYTES; i++) {
+        KEEP(i);
+        uint64_t length = longest - i;
         uint64_t reversed = (length & 0xff) << 56 | length >> 8 << 48;
         uint64_t wanted = fixed | (length & postgresql) | (reversed & ~postgresql);
         last = last << 8 | end[i];

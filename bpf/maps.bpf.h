@@ -167,5 +167,5 @@ BPF_F_TABLE("array", int, struct work, works, CPUS, 0);
 
 /* Programs to jump to (tails.bpf.c). A jump does not cross types of programs: the loader loads them once for each
  * type, and puts the descriptor of that type's array in place of this one. */
-enum tail { TAIL_CHUNK, TAIL_SEND, TAIL_MESSAGES, TAIL_AT_END };
+enum tail { TAIL_CHUNK, TAIL_SEND, TAIL_MESSAGES, TAIL_AT_END, TAIL_PIPELINED, TAIL_ANSWERED };
 #define TAILS bpf_pseudo_fd(1, TAILS_FD)
