@@ -6,7 +6,8 @@
  * there. In one program the copying loop was verified anew for each way to it, and passed the verifier's limit
  * of a million instructions at 30 vectors. */
 
-/* The kernel allows 33 jumps: 8 for the 1024 messages (UIO_MAXIOV) of one call, one to decide or, without messages, three; the rest to send. */
+/* The kernel allows 33 jumps: 8 for the 1024 messages (UIO_MAXIOV) of one call, one to decide (three where the end is
+ * looked at, which is not done of messages), the rest to send. */
 enum { MESSAGES_A_RUN = 128, RUNS_MAX = 23 };
 
 /* The bytes of several messages are one chunk: the sum. Empty ones are none of UDP's datagrams. */
